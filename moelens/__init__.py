@@ -1,0 +1,1 @@
+"""moelens: bulk text generation from Mixture-of-Experts models."""

@@ -1,0 +1,1 @@
+"""WHERE FROM: config and weights as the Hugging Face hub holds them."""

@@ -1,0 +1,1 @@
+"""HOW: the lanes and buffers of one kind of machine."""

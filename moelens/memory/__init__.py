@@ -1,0 +1,1 @@
+"""WHERE: weights and the key/value cache."""

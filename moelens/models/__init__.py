@@ -1,0 +1,1 @@
+"""WHAT: model families, one file each."""

@@ -1,0 +1,1 @@
+"""HOW: a step as a list of tasks, and what runs it."""

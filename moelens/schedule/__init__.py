@@ -1,0 +1,1 @@
+"""WHEN: which rows go into the next step, and where their keys and values lie."""

@@ -1,0 +1,1 @@
+"""WORDS: between text and token ids."""
