@@ -2,7 +2,7 @@
 
     MoelensError
     ├── ConfigError            (also ValueError)   an argument, a combination of arguments or a config file is wrong
-    │   └── ValidationError                        a sampling parameter or a prompt is wrong; carries .parameter and .value
+    │   └── ValidationError                        a sampling parameter or a prompt is wrong (.parameter, .value)
     ├── UnsupportedModelError  (also ValueError)   the checkpoint is fine, but moelens can't run it
     ├── CheckpointError        (also ValueError)   the checkpoint's files are damaged, incomplete or contradictory
     ├── CapacityError          (also MemoryError)  it does not fit in the memory that was given

@@ -32,8 +32,8 @@ class Piece:
     """Rows of one checkpoint tensor.
 
     `shape` is the whole tensor's shape as the file must state it. All dimensions but the last are taken together as
-    rows; `rows` picks [begin, end) of them (None: all). `transposed` says that the piece, as picked, is the transpose of
-    what is wanted.
+    rows; `rows` picks [begin, end) of them (None: all). `transposed` says that the piece, as picked, is the transpose
+    of what is wanted.
     """
 
     name: str
@@ -69,7 +69,10 @@ class Weights:
 
 
 class BeforeAttention(Protocol):
-    """Norm, projections and rotary embedding of layer `layer`: x [T, H], positions [T] int32 -> q [T, Q, D], k, v [T, K, D]."""
+    """Norm, projections and rotary embedding of one layer.
+
+    x [T, H], positions [T] int32 -> q [T, Q, D], k [T, K, D], v [T, K, D].
+    """
 
     def __call__(
         self, ops: Ops, layer: int, weights: Weights, x: torch.Tensor, positions: torch.Tensor

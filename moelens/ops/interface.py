@@ -51,7 +51,7 @@ class Matrix:
 
 @dataclass(frozen=True)
 class ExpertMatrices:
-    """Gate and up [E, 2, width, hidden] and down [E, hidden, width], in the storage order of the ops that packed them."""
+    """Gate and up [E, 2, width, hidden] and down [E, hidden, width], in the storage order of the packing ops."""
 
     gate_up: torch.Tensor
     down: torch.Tensor
@@ -115,7 +115,10 @@ class Ops(Protocol):
         """Shape of the storage of one expert's down."""
 
     def pack_matrix(self, source: torch.Tensor, storage: torch.Tensor, first_row: int = 0) -> None:
-        """Write rows [n, K] at row `first_row` of a Matrix's storage (first_row a multiple of 32). Thread-safe on disjoint rows."""
+        """Write rows [n, K] at row `first_row` (a multiple of 32) of a Matrix's storage.
+
+        Thread-safe on disjoint rows, like the other two.
+        """
 
     def pack_gate_up(self, gate: torch.Tensor, up: torch.Tensor, storage: torch.Tensor) -> None:
         """Write one expert's gate and up [I, K] into its storage."""
@@ -150,9 +153,13 @@ class Ops(Protocol):
     ) -> torch.Tensor:
         """x [T, K] -> residual [T, N] + scale * (x Wᵀ + bias [N]), rounded once to `dtype` (x's own, or float32)."""
 
-    def rotary(self, x: torch.Tensor, positions: torch.Tensor, inverse_frequencies: torch.Tensor, magnitude: float) -> torch.Tensor:
-        """x [T, heads, D], positions [T] int32, inverse_frequencies [R/2] float32 -> x with the first R elements of each
-        head rotated (rotate-half: pairs i, i + R/2); angles and products in float32."""
+    def rotary(
+        self, x: torch.Tensor, positions: torch.Tensor, inverse_frequencies: torch.Tensor, magnitude: float
+    ) -> torch.Tensor:
+        """x [T, heads, D], positions [T] int32, inverse_frequencies [R/2] float32 -> x, rotated.
+
+        The first R elements of each head turn (rotate-half: pairs i, i + R/2); angles and products in float32.
+        """
 
     def clamp(self, x: torch.Tensor, limit: float) -> torch.Tensor:
         """x with every element held to [-limit, limit]."""
@@ -164,7 +171,7 @@ class Ops(Protocol):
         """x [T, K], weight [1, K] -> sigmoid(x Wᵀ) [T, 1] float32."""
 
     def route(self, logits: torch.Tensor, routing: Routing) -> tuple[torch.Tensor, torch.Tensor]:
-        """logits [T, E] float32 -> ids [T, A] int32, best first (a tie goes to the lower id), and weights [T, A] float32."""
+        """logits [T, E] float32 -> ids [T, A] int32, best first (a tie: the lower id), and weights [T, A] float32."""
 
     def experts(
         self,
@@ -187,7 +194,9 @@ class Ops(Protocol):
     def write_kv(self, k: torch.Tensor, v: torch.Tensor, cache: KVLayer, slots: torch.Tensor) -> None:
         """Store k, v [T, K, D] at slots [T] int32 (block * block_tokens + offset). Writes `cache`."""
 
-    def attention(self, q: torch.Tensor, cache: KVLayer, rows: AttentionRows, scale: float, window: int | None) -> torch.Tensor:
+    def attention(
+        self, q: torch.Tensor, cache: KVLayer, rows: AttentionRows, scale: float, window: int | None
+    ) -> torch.Tensor:
         """q [T, Q, D] -> softmax(scale · q·k over the keys that each row sees) · v, [T, Q, D].
 
         With a window w, a row at position p sees the keys at positions p-w+1 … p. Decode and prefill rows alike: one

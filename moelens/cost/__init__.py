@@ -1,0 +1,1 @@
+"""HOW FAST: counts of work that know no hardware."""

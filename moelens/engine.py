@@ -1,0 +1,209 @@
+"""Runs requests to their end: schedule, execute, commit, step after step."""
+
+from __future__ import annotations
+
+import contextlib
+import time
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, field
+
+import torch
+
+from moelens.machine.machine import Machine
+from moelens.memory.kv_cache import KVCache
+from moelens.memory.weights import WeightStore
+from moelens.models.architecture import Architecture
+from moelens.ops.interface import Ops
+from moelens.ops.sampling import SampledToken, Sampler
+from moelens.pipeline.actions import Actions
+from moelens.pipeline.executor import Executor
+from moelens.pipeline.step import step_tasks
+from moelens.pipeline.timeline import Timeline
+from moelens.plan import Plan
+from moelens.request import Request
+from moelens.schedule.batch import LogitRow
+from moelens.schedule.scheduler import Scheduler, Step
+from moelens.stopping import Stopping
+
+
+@dataclass(frozen=True)
+class StepReport:
+    """What one step did.
+
+    `prompt_tokens` are rows that were computed without picking a token or to pick the first one (prefill, and what
+    preemption made us compute again), `output_tokens` are tokens picked; `prefill_rows` and `decode_rows` are the
+    step's rows, `seconds` its wall time.
+    """
+
+    finished: Sequence[Request]
+    prompt_tokens: int
+    output_tokens: int
+    prefill_rows: int
+    decode_rows: int
+    seconds: float
+
+
+@dataclass
+class EngineTotals:
+    """Sums over all steps so far. A step's seconds are split between prefill and decode by its rows."""
+
+    steps: int = 0
+    prompt_tokens: int = 0
+    output_tokens: int = 0
+    prefill_seconds: float = 0.0
+    decode_seconds: float = 0.0
+    schedule_seconds: float = 0.0
+    finished_requests: int = 0
+    stage_seconds: dict[str, float] = field(default_factory=dict)
+
+    def add(self, report: StepReport, timeline: Timeline, schedule_seconds: float) -> None:
+        """Count one step."""
+        rows = report.prefill_rows + report.decode_rows
+        self.steps += 1
+        self.prompt_tokens += report.prompt_tokens
+        self.output_tokens += report.output_tokens
+        self.prefill_seconds += report.seconds * report.prefill_rows / rows
+        self.decode_seconds += report.seconds * report.decode_rows / rows
+        self.schedule_seconds += schedule_seconds
+        self.finished_requests += len(report.finished)
+        for stage, seconds in timeline.stage_seconds().items():
+            self.stage_seconds[stage.value] = self.stage_seconds.get(stage.value, 0.0) + seconds
+
+
+class Engine:
+    """A loaded model, its cache and its scheduler.
+
+    `run` may be left at any step and called again: requests stay where they are until they finish or are aborted.
+    """
+
+    def __init__(
+        self,
+        architecture: Architecture,
+        weights: WeightStore,
+        ops: Ops,
+        machine: Machine,
+        plan: Plan,
+        stopping: Stopping,
+    ) -> None:
+        self.config = architecture.config
+        self.plan = plan
+        self.totals = EngineTotals()
+        self.max_model_len = stopping.max_model_len
+        self._architecture = architecture
+        self._weights = weights
+        self._ops = ops
+        self._cache = KVCache(self.config, ops, blocks=plan.kv_blocks, block_tokens=plan.block_tokens)
+        self._executor = Executor(machine)
+        self._sampler = Sampler(ops, vocab=self.config.vocab, eos_token_ids=self.config.eos_token_ids)
+        self._stopping = stopping
+        self._scheduler = Scheduler(plan, self._finish)
+
+    @property
+    def vocab(self) -> int:
+        """Number of token ids."""
+        return self.config.vocab
+
+    @property
+    def eos_token_ids(self) -> tuple[int, ...]:
+        """Tokens that end a request unless it ignores them."""
+        return self.config.eos_token_ids
+
+    @property
+    def weight_bytes(self) -> int:
+        """Bytes of the weights in memory."""
+        return self._weights.nbytes
+
+    @property
+    def kv_bytes(self) -> int:
+        """Bytes reserved for the key/value cache."""
+        return self._cache.nbytes
+
+    @property
+    def scheduler(self) -> Scheduler:
+        """For its counts: waiting, running, preemptions, free blocks."""
+        return self._scheduler
+
+    def add(self, request: Request) -> None:
+        """Queue a request; raises ValidationError when the cache could never hold it."""
+        self._scheduler.add(request)
+
+    def abort(self, request_ids: Iterable[int]) -> list[Request]:
+        """Drop unfinished requests; returns those that were found, with finish_reason "abort"."""
+        return self._scheduler.abort(request_ids)
+
+    def run(self) -> Iterator[StepReport]:
+        """One report per step, until no request is unfinished."""
+        while True:
+            begin = time.perf_counter()
+            with _single_torch_thread(), torch.inference_mode():
+                step = self._scheduler.next_step()
+                if step is None:
+                    return
+                scheduled = time.perf_counter()
+                tokens, timeline = self._execute(step)
+                executed = time.perf_counter()
+                finished = self._scheduler.commit(step, tokens)
+            end = time.perf_counter()
+            report = _report(step, finished, len(tokens), end - begin)
+            self.totals.add(report, timeline, scheduled - begin + end - executed)
+            yield report
+
+    def _execute(self, step: Step) -> tuple[dict[int, int], Timeline]:
+        """Run a step; returns the picked tokens by request id."""
+        picked: dict[int, int] = {}
+
+        def use_logits(logits: torch.Tensor, rows: Sequence[LogitRow]) -> None:
+            self._pick(logits, rows, picked)
+
+        actions = Actions(step.parts, self._architecture, self._weights, self._cache, self._ops, use_logits)
+        tasks = step_tasks([batch.shape for batch in step.parts], len(self.config.layers), self.plan)
+        return picked, self._executor.run(tasks, actions)
+
+    def _pick(self, logits: torch.Tensor, rows: Sequence[LogitRow], picked: dict[int, int]) -> None:
+        for index, row in enumerate(rows):
+            if row.prompt_position is not None:
+                self._sampler.add_prompt_logprobs(logits[index], row.request, row.prompt_position)
+        chosen = [index for index, row in enumerate(rows) if row.prompt_position is None]
+        if not chosen:
+            return
+        requests = [rows[index].request for index in chosen]
+        wanted = logits if len(chosen) == len(rows) else logits[torch.tensor(chosen)]
+        for request, sampled in zip(requests, self._sampler.sample(wanted, requests), strict=True):
+            picked[request.request_id] = sampled.token_id
+            self._record(request, sampled)
+
+    def _record(self, request: Request, sampled: SampledToken) -> None:
+        now = time.monotonic()
+        request.first_token_time = request.first_token_time or now
+        request.last_token_time = now
+        if sampled.error is not None:
+            request.finish_reason = "error"
+            request.stop_reason = sampled.error
+        elif sampled.logprobs is not None:
+            request.logprobs = request.logprobs or []
+            request.logprobs.append(sampled.logprobs)
+            request.cumulative_logprob += sampled.logprobs[sampled.token_id].logprob
+
+    def _finish(self, request: Request) -> bool:
+        finish = self._stopping.check(request)
+        if finish is None:
+            return False
+        request.finish_reason, request.stop_reason = finish.reason, finish.stop_reason
+        return True
+
+
+def _report(step: Step, finished: Sequence[Request], output_tokens: int, seconds: float) -> StepReport:
+    decode_rows = sum(batch.shape.decode_tokens for batch in step.parts)
+    rows = sum(batch.rows for batch in step.parts)
+    return StepReport(finished, rows - decode_rows, output_tokens, rows - decode_rows, decode_rows, seconds)
+
+
+@contextlib.contextmanager
+def _single_torch_thread() -> Iterator[None]:
+    """Keep torch's own thread pool out of the way: the kernels' team is the one pool that computes."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)

@@ -1,0 +1,49 @@
+"""The chosen configuration of a run; a user's overrides are `dataclasses.replace`."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from moelens.errors import ConfigError
+
+
+@dataclass(frozen=True)
+class Plan:
+    """How a model is run on a machine.
+
+    `step_tokens` rows at most in a step, of at most `max_requests` requests, cut into `parts` micro-batches; the cache
+    holds `kv_blocks` blocks of `block_tokens` tokens; `ring_layers` layers' weights lie on the device at once, each
+    arriving in `load_chunks` pieces; the host computes on `threads` threads.
+    """
+
+    step_tokens: int
+    max_requests: int
+    kv_blocks: int
+    parts: int = 1
+    block_tokens: int = 32
+    ring_layers: int = 2
+    load_chunks: int = 1
+    threads: int = 1
+
+    def __post_init__(self) -> None:
+        for name in ("step_tokens", "max_requests", "kv_blocks", "parts", "load_chunks", "threads"):
+            value = getattr(self, name)
+            if value < 1:
+                raise ConfigError(f"Plan.{name} must be at least 1, got {value}.")
+        if self.ring_layers < 2:
+            raise ConfigError(
+                f"Plan.ring_layers must be at least 2, got {self.ring_layers}: a part enters the next layer "
+                "while another is still in this one."
+            )
+        if self.block_tokens < 32 or self.block_tokens % 32:
+            raise ConfigError(f"Plan.block_tokens must be a multiple of 32, got {self.block_tokens}.")
+        if self.step_tokens < self.max_requests:
+            raise ConfigError(
+                f"A step of {self.step_tokens} tokens (max_num_batched_tokens) can't give each of {self.max_requests} "
+                "requests (max_num_seqs) a row. Raise max_num_batched_tokens or lower max_num_seqs."
+            )
+
+    @property
+    def kv_tokens(self) -> int:
+        """Tokens of context that the cache holds."""
+        return self.kv_blocks * self.block_tokens

@@ -1,0 +1,166 @@
+"""The rows of one step: which tokens of which requests, where their keys and values go, and which rows give logits."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+import torch
+
+from moelens.cost.workload import StepShape
+from moelens.ops.interface import AttentionRows
+from moelens.request import Request
+from moelens.schedule.blocks import BlockTables
+
+Int32Array = npt.NDArray[np.int32]
+
+
+class Running:
+    """A request that holds blocks: its row in the block tables and how many of its tokens are cached."""
+
+    __slots__ = ("cached", "request", "row")
+
+    def __init__(self, request: Request, row: int) -> None:
+        self.request = request
+        self.row = row
+        self.cached = 0
+
+    @property
+    def pending(self) -> int:
+        """Tokens that are known but not cached yet; 1 is a decode."""
+        return self.request.num_tokens - self.cached
+
+
+@dataclass(frozen=True)
+class Chunk:
+    """`count` tokens of one running request, from its first uncached one on."""
+
+    running: Running
+    count: int
+
+    @property
+    def completes(self) -> bool:
+        """Whether the request's next token can be picked after this chunk."""
+        return self.count == self.running.pending
+
+    @property
+    def is_decode(self) -> bool:
+        return self.count == 1 and self.running.cached > 0
+
+
+@dataclass(frozen=True)
+class LogitRow:
+    """A row whose logits are wanted: to pick the request's next token, or for a prompt token's log-probability.
+
+    `prompt_position` is the position of the prompt token that the row predicts, None for a row that picks.
+    """
+
+    request: Request
+    row: int
+    prompt_position: int | None = None
+
+
+@dataclass(frozen=True)
+class Batch:
+    """A ragged batch of T rows of S chunks, decodes first; all tensors int32 on the host.
+
+    token_ids [T], positions [T], slots [T] (where k and v go), attention: starts [S+1], cached [S], block_ids [S, ·].
+    """
+
+    chunks: tuple[Chunk, ...]
+    token_ids: torch.Tensor
+    positions: torch.Tensor
+    slots: torch.Tensor
+    attention: AttentionRows
+    decodes: int
+    logit_rows: tuple[LogitRow, ...]
+    shape: StepShape
+
+    @property
+    def rows(self) -> int:
+        return self.shape.tokens
+
+
+def make_batch(chunks: Sequence[Chunk], tables: BlockTables, block_tokens: int) -> Batch:
+    """Lay out chunks as one batch, decodes first and otherwise in the order given."""
+    ordered = [c for c in chunks if c.is_decode]
+    decodes = len(ordered)
+    ordered += [c for c in chunks if not c.is_decode]
+    counts = np.array([c.count for c in ordered], dtype=np.int32)
+    cached = np.array([c.running.cached for c in ordered], dtype=np.int32)
+    table_rows = np.array([c.running.row for c in ordered], dtype=np.int32)
+    starts = np.zeros(len(ordered) + 1, dtype=np.int32)
+    np.cumsum(counts, out=starts[1:])
+    positions = np.arange(starts[-1], dtype=np.int32) - np.repeat(starts[:-1] - cached, counts)
+    block_ids = tables.select(table_rows)
+    request_of_row = np.repeat(np.arange(len(ordered)), counts)
+    slots = block_ids[request_of_row, positions // block_tokens] * block_tokens + positions % block_tokens
+    return Batch(
+        chunks=tuple(ordered),
+        token_ids=torch.from_numpy(_token_ids(ordered, int(starts[-1]))),
+        positions=torch.from_numpy(positions.astype(np.int32)),
+        slots=torch.from_numpy(slots.astype(np.int32)),
+        attention=AttentionRows(torch.from_numpy(starts), torch.from_numpy(cached), torch.from_numpy(block_ids)),
+        decodes=decodes,
+        logit_rows=tuple(_logit_rows(ordered, starts.tolist())),
+        shape=_shape(counts, cached, decodes),
+    )
+
+
+def select_rows(rows: AttentionRows, begin: int, end: int) -> AttentionRows:
+    """The requests [begin, end) of `rows`, with starts counted from their first row."""
+    starts = rows.starts[begin : end + 1]
+    return AttentionRows(starts - starts[0], rows.cached[begin:end], rows.block_ids[begin:end])
+
+
+def split_chunks(chunks: Sequence[Chunk], parts: int) -> list[list[Chunk]]:
+    """At most `parts` non-empty groups of about equal rows, decodes and prefills spread over all of them.
+
+    A request's chunk stays whole. Chunks go, longest first, to the group with the fewest rows; order is kept inside.
+    """
+    groups: list[list[int]] = [[] for _ in range(parts)]
+    rows = [0] * parts
+    for index in sorted(range(len(chunks)), key=lambda i: (-chunks[i].count, i)):
+        least = min(range(parts), key=lambda part: (rows[part], part))
+        groups[least].append(index)
+        rows[least] += chunks[index].count
+    return [[chunks[i] for i in sorted(group)] for group in groups if group]
+
+
+def _shape(counts: Int32Array, cached: Int32Array, decodes: int) -> StepShape:
+    rows, context = counts.astype(np.int64), cached.astype(np.int64)
+    pairs = rows * context + rows * (rows + 1) // 2
+    return StepShape(decodes, int(pairs[:decodes].sum()), int(rows[decodes:].sum()), int(pairs[decodes:].sum()))
+
+
+def _token_ids(chunks: Sequence[Chunk], total: int) -> Int32Array:
+    token_ids = np.empty(total, dtype=np.int32)
+    row = 0
+    for chunk in chunks:
+        request, begin = chunk.running.request, chunk.running.cached
+        end, prompt = begin + chunk.count, len(request.prompt_token_ids)
+        if begin >= prompt:
+            token_ids[row : row + chunk.count] = request.output_token_ids[begin - prompt : end - prompt]
+        elif end <= prompt:
+            token_ids[row : row + chunk.count] = request.prompt_token_ids[begin:end]
+        else:
+            token_ids[row : row + prompt - begin] = request.prompt_token_ids[begin:]
+            token_ids[row + prompt - begin : row + chunk.count] = request.output_token_ids[: end - prompt]
+        row += chunk.count
+    return token_ids
+
+
+def _logit_rows(chunks: Sequence[Chunk], starts: Sequence[int]) -> list[LogitRow]:
+    wanted: list[LogitRow] = []
+    for chunk, start in zip(chunks, starts, strict=False):
+        request, cached = chunk.running.request, chunk.running.cached
+        if request.params.prompt_logprobs is not None:
+            known = 1 + len(request.prompt_logprobs or ())  # the first token has no log-probability
+            last = min(cached + chunk.count, len(request.prompt_token_ids) - 1)
+            for position in range(max(cached + 1, known), last + 1):
+                wanted.append(LogitRow(request, start + position - 1 - cached, position))
+        if chunk.completes:
+            wanted.append(LogitRow(request, start + chunk.count - 1))
+    return wanted
