@@ -1,0 +1,63 @@
+"""A model's weights in one exact-size arena: the resident slab, then one slab per layer."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+
+from moelens.memory.arena import Arena
+from moelens.memory.layout import SlabLayout
+from moelens.models.architecture import Architecture, Weights
+from moelens.ops.interface import Ops
+
+
+@dataclass(frozen=True)
+class Slab:
+    """Bytes [begin, end) of the store's arena, and how they are laid out."""
+
+    layout: SlabLayout
+    begin: int
+
+    @property
+    def end(self) -> int:
+        return self.begin + self.layout.nbytes
+
+
+class WeightStore:
+    """Every slab of a model; all zeros until something fills `storages`."""
+
+    def __init__(self, arena: Arena, resident: Slab, layers: tuple[Slab, ...]) -> None:
+        self.arena = arena
+        self.resident_slab = resident
+        self._slabs = layers
+        self.resident: Weights = resident.layout.view(arena, resident.begin)
+        self._layers = tuple(slab.layout.view(arena, slab.begin) for slab in layers)
+
+    @property
+    def nbytes(self) -> int:
+        return self.arena.nbytes
+
+    def layer(self, layer: int) -> Weights:
+        """Layer `layer`'s weights, where they lie."""
+        return self._layers[layer]
+
+    def slab(self, layer: int) -> Slab:
+        """Where layer `layer`'s weights lie in the arena."""
+        return self._slabs[layer]
+
+    def storages(self, slab: Slab) -> tuple[torch.Tensor, ...]:
+        """The storage of each tensor of `slab`, in the order of its specs."""
+        return slab.layout.storages(self.arena, slab.begin)
+
+
+def allocate(architecture: Architecture, ops: Ops) -> WeightStore:
+    """Room for `architecture`'s weights in the storage order of `ops`. Raises CapacityError when it can't fit."""
+    dtype = architecture.config.dtype
+    resident = Slab(SlabLayout.of(architecture.resident_tensors, ops, dtype), 0)
+    layers: list[Slab] = []
+    end = resident.end
+    for specs in architecture.layer_tensors:
+        layers.append(Slab(SlabLayout.of(specs, ops, dtype), end))
+        end = layers[-1].end
+    return WeightStore(Arena(end, purpose="the model's weights"), resident, tuple(layers))
