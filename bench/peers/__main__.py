@@ -1,6 +1,6 @@
 """Runs moelens and its peers on the same work, in turn, each in a process of its own, and prints a table.
 
-    python -m bench.peers --model MODEL [MODEL ...] --workload 64x128x64 32x512x128 256x64x32 --peers moelens transformers
+    python -m bench.peers --model MODEL [MODEL ...] --workload 64x128x64 32x512x128 --peers moelens transformers
 
 Tokens per second count prompt and generated tokens over the whole run without loading; the ratio is the median over
 the repeats of moelens' tokens per second over the peer's in the same repeat.
@@ -21,6 +21,18 @@ from pathlib import Path
 from bench.peers.workload import Workload
 
 FOLDER = Path(__file__).parent
+COLUMNS = (
+    "model",
+    "workload",
+    "peer",
+    "tok/s",
+    "prefill tok/s",
+    "decode tok/s",
+    "load s",
+    "peak RSS MiB",
+    "moelens is faster by",
+    "same first token",
+)
 MODULES = {"moelens": "moelens", "transformers": "transformers"}
 
 
@@ -63,10 +75,8 @@ def main() -> None:
     peers = [peer for peer in arguments.peers if importlib.util.find_spec(MODULES[peer])]
     for peer in set(arguments.peers) - set(peers):
         print(f"{peer} is not installed and is left out: pip install {MODULES[peer]}", file=sys.stderr)
-    print(
-        "| model | workload | peer | tok/s | prefill tok/s | decode tok/s | load s | peak RSS MiB | moelens is faster by | same first token |"
-    )
-    print("|" + " --- |" * 10)
+    print("| " + " | ".join(COLUMNS) + " |")
+    print("|" + " --- |" * len(COLUMNS))
     for model in arguments.model:
         for text in arguments.workload:
             runs: dict[str, list[dict[str, object]]] = {peer: [] for peer in peers}

@@ -33,7 +33,7 @@ class Workload:
 
 @dataclass(frozen=True)
 class Result:
-    """One run of one peer; seconds of the run without loading, and of its two phases where the peer tells them apart."""
+    """One run of one peer: seconds without loading, and of the two phases where the peer tells them apart."""
 
     peer: str
     version: str
