@@ -6,14 +6,13 @@ from collections.abc import Callable, Sequence
 
 import torch
 
+from moelens.cost.footprint import LOGIT_ROWS
 from moelens.memory.kv_cache import KVCache
 from moelens.memory.weights import WeightStore
 from moelens.models.architecture import Architecture, Weights
 from moelens.ops.interface import Ops
 from moelens.pipeline.task import Stage, Task
 from moelens.schedule.batch import Batch, LogitRow, select_rows
-
-LOGIT_ROWS = 256  # rows of logits that exist at once: [256, V] float32
 
 UseLogits = Callable[[torch.Tensor, Sequence[LogitRow]], None]
 

@@ -1,0 +1,1 @@
+"""HOW FAST: which configuration to run."""
