@@ -1,0 +1,238 @@
+"""The definition of every op, in plain torch: slow and clear, what the compiled kernels are compared with."""
+
+from __future__ import annotations
+
+import torch
+
+from moelens.ops.interface import (
+    Activation,
+    AttentionRows,
+    ExpertMatrices,
+    KVLayer,
+    Matrix,
+    Routing,
+    SamplingRows,
+    Scoring,
+)
+
+
+class ReferenceOps:
+    """See `Ops` for each method; storage is the logical shape itself, keys and values are [N, K, B, D].
+
+    With float64 activations everything is computed in float64 and nothing is rounded on the way, also where the
+    interface says float32: that is what kernels are measured against. Torch's products may give other bits when the
+    number of rows changes: this is the one promise of `Ops` that is not kept here.
+    """
+
+    # --- storage ------------------------------------------------------------------------------------------------------
+    def matrix_shape(self, rows: int, columns: int, dtype: torch.dtype) -> tuple[int, ...]:
+        return rows, columns
+
+    def gate_up_shape(self, width: int, columns: int, dtype: torch.dtype) -> tuple[int, ...]:
+        return 2, width, columns
+
+    def down_shape(self, rows: int, width: int, dtype: torch.dtype) -> tuple[int, ...]:
+        return rows, width
+
+    def pack_matrix(self, source: torch.Tensor, storage: torch.Tensor, first_row: int = 0) -> None:
+        storage[first_row : first_row + source.shape[0]] = source
+
+    def pack_gate_up(self, gate: torch.Tensor, up: torch.Tensor, storage: torch.Tensor) -> None:
+        storage[0] = gate
+        storage[1] = up
+
+    def pack_down(self, source: torch.Tensor, storage: torch.Tensor) -> None:
+        storage.copy_(source)
+
+    def kv_shapes(
+        self, blocks: int, kv_heads: int, head_dim: int, block_tokens: int, dtype: torch.dtype
+    ) -> tuple[tuple[int, ...], tuple[int, ...]]:
+        shape = (blocks, kv_heads, block_tokens, head_dim)
+        return shape, shape
+
+    # --- row-wise -----------------------------------------------------------------------------------------------------
+    def embed(self, table: torch.Tensor, token_ids: torch.Tensor) -> torch.Tensor:
+        return table[token_ids.long()]
+
+    def rms_norm(self, x: torch.Tensor, weight: torch.Tensor, eps: float) -> torch.Tensor:
+        wide = _widen(x)
+        normed = wide * torch.rsqrt(wide.square().mean(-1, keepdim=True) + eps)
+        return normed.to(x.dtype) * weight.to(x.dtype)
+
+    def layer_norm(self, x: torch.Tensor, weight: torch.Tensor, eps: float) -> torch.Tensor:
+        wide = _widen(x)
+        centred = wide - wide.mean(-1, keepdim=True)
+        normed = centred * torch.rsqrt(centred.square().mean(-1, keepdim=True) + eps)
+        return (normed * weight.to(wide.dtype)).to(x.dtype)
+
+    def linear(
+        self,
+        x: torch.Tensor,
+        weight: Matrix,
+        *,
+        bias: torch.Tensor | None = None,
+        residual: torch.Tensor | None = None,
+        scale: float = 1.0,
+        dtype: torch.dtype | None = None,
+    ) -> torch.Tensor:
+        y = _product(_widen(x), weight.data)
+        if bias is not None:
+            y = y + bias.to(y.dtype)
+        y = _scaled_sum(residual, scale, y)
+        return y if x.dtype == torch.float64 else y.to(dtype or x.dtype)
+
+    def rotary(
+        self, x: torch.Tensor, positions: torch.Tensor, inverse_frequencies: torch.Tensor, magnitude: float
+    ) -> torch.Tensor:
+        half = inverse_frequencies.shape[0]
+        # The angles are float32 whatever x is: their rounding at far positions belongs to the definition.
+        angles = positions.float()[:, None, None] * inverse_frequencies.float()  # [T, 1, R/2]
+        wide = _widen(x)
+        cos = angles.to(wide.dtype).cos() * magnitude
+        sin = angles.to(wide.dtype).sin() * magnitude
+        first, second, rest = wide[..., :half], wide[..., half : 2 * half], wide[..., 2 * half :]
+        return torch.cat([first * cos - second * sin, second * cos + first * sin, rest], -1).to(x.dtype)
+
+    def clamp(self, x: torch.Tensor, limit: float) -> torch.Tensor:
+        return x.clamp(-limit, limit)
+
+    def scale(self, x: torch.Tensor, factor: float) -> torch.Tensor:
+        return (_widen(x) * factor).to(x.dtype)
+
+    def sigmoid_scores(self, x: torch.Tensor, weight: Matrix) -> torch.Tensor:
+        return torch.sigmoid(_product(_widen(x), weight.data))
+
+    def route(self, logits: torch.Tensor, routing: Routing) -> tuple[torch.Tensor, torch.Tensor]:
+        # By logit and not by weight: two logits that differ may round to one weight.
+        sorted_logits, order = torch.sort(logits, dim=-1, descending=True, stable=True)
+        ids = order[:, : routing.active]
+        if routing.scoring is Scoring.TOPK_SOFTMAX:
+            weights = torch.softmax(sorted_logits[:, : routing.active], -1)
+        else:
+            weights = torch.softmax(logits, -1).gather(1, ids)
+        if routing.norm is not None:
+            weights = weights / torch.linalg.vector_norm(weights, ord=routing.norm, dim=-1, keepdim=True)
+        return ids.int(), weights
+
+    def experts(
+        self,
+        x: torch.Tensor,
+        weights: ExpertMatrices,
+        ids: torch.Tensor,
+        scores: torch.Tensor,
+        activation: Activation,
+        *,
+        residual: torch.Tensor | None = None,
+        scale: float = 1.0,
+    ) -> torch.Tensor:
+        wide = _widen(x)
+        terms = wide.new_zeros(*ids.shape, weights.hidden)  # [T, A, H]
+        for expert in sorted(set(ids.flatten().tolist())):
+            rows, places = torch.nonzero(ids == expert, as_tuple=True)
+            gate = _product(wide[rows], weights.gate_up[expert, 0])
+            up = _product(wide[rows], weights.gate_up[expert, 1])
+            inner = _widen((_activate(gate, activation) * up).to(x.dtype))
+            terms[rows, places] = _product(inner, weights.down[expert]) * scores[rows, places, None].to(wide.dtype)
+        total = terms[:, 0]
+        for place in range(1, ids.shape[1]):
+            total = total + terms[:, place]
+        return _scaled_sum(residual, scale, total).to(x.dtype)
+
+    # --- attention ----------------------------------------------------------------------------------------------------
+    def write_kv(self, k: torch.Tensor, v: torch.Tensor, cache: KVLayer, slots: torch.Tensor) -> None:
+        blocks = slots.long() // cache.block_tokens
+        offsets = slots.long() % cache.block_tokens
+        cache.keys[blocks, :, offsets] = k.to(cache.keys.dtype)
+        cache.values[blocks, :, offsets] = v.to(cache.values.dtype)
+
+    def attention(
+        self, q: torch.Tensor, cache: KVLayer, rows: AttentionRows, scale: float, window: int | None
+    ) -> torch.Tensor:
+        out = torch.empty_like(q)
+        starts = rows.starts.tolist()
+        for request, cached in enumerate(rows.cached.tolist()):
+            begin, end = starts[request], starts[request + 1]
+            context = cached + end - begin
+            blocks = rows.block_ids[request, : -(-context // cache.block_tokens)].long()
+            keys = _gather(cache.keys, blocks)[:, :context]  # [K, context, D]
+            values = _gather(cache.values, blocks)[:, :context]
+            seen = _visible(torch.arange(cached, context), context, window)
+            out[begin:end] = _attend(_widen(q[begin:end]), keys, values, seen, scale).to(q.dtype)
+        return out
+
+    # --- tokens -------------------------------------------------------------------------------------------------------
+    def sample(self, logits: torch.Tensor, rows: SamplingRows) -> torch.Tensor:
+        picked = [
+            _pick_greedily(row) if temperature == 0 else _pick(row.double() / temperature, top_k, top_p, min_p, uniform)
+            for row, temperature, top_k, top_p, min_p, uniform in zip(
+                logits,
+                rows.temperature.tolist(),
+                rows.top_k.tolist(),
+                rows.top_p.tolist(),
+                rows.min_p.tolist(),
+                rows.uniform.tolist(),
+                strict=True,
+            )
+        ]
+        return torch.tensor(picked, dtype=torch.int32)
+
+
+def _widen(x: torch.Tensor) -> torch.Tensor:
+    """x in the type that sums are taken in: float64 if it is that, else float32."""
+    return x if x.dtype == torch.float64 else x.float()
+
+
+def _product(x: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
+    """x Wᵀ in x's dtype."""
+    return x @ weight.to(x.dtype).T
+
+
+def _scaled_sum(residual: torch.Tensor | None, scale: float, y: torch.Tensor) -> torch.Tensor:
+    """residual + scale * y in y's dtype."""
+    return scale * y if residual is None else residual.to(y.dtype) + scale * y
+
+
+def _activate(x: torch.Tensor, activation: Activation) -> torch.Tensor:
+    if activation is Activation.SILU:
+        return torch.nn.functional.silu(x)
+    return torch.nn.functional.gelu(x, approximate="tanh" if activation is Activation.GELU_TANH else "none")
+
+
+def _gather(paged: torch.Tensor, blocks: torch.Tensor) -> torch.Tensor:
+    """The tokens of some blocks [N, K, B, D], in order: [K, blocks * B, D]."""
+    return paged[blocks].transpose(0, 1).flatten(1, 2)
+
+
+def _visible(positions: torch.Tensor, context: int, window: int | None) -> torch.Tensor:
+    """Which keys the rows at `positions` see: bool [rows, context]."""
+    distance = positions[:, None] - torch.arange(context)
+    seen = distance >= 0
+    return seen if window is None else seen & (distance < window)
+
+
+def _attend(
+    q: torch.Tensor, keys: torch.Tensor, values: torch.Tensor, seen: torch.Tensor, scale: float
+) -> torch.Tensor:
+    """q [n, Q, D], keys and values [K, context, D], seen [n, context] -> [n, Q, D], in q's dtype."""
+    kv_heads = keys.shape[0]
+    grouped = q.view(q.shape[0], kv_heads, -1, q.shape[2])  # [n, K, Q/K, D]
+    scores = torch.einsum("nkgd,kcd->nkgc", grouped, keys.to(q.dtype)) * scale
+    scores = scores.masked_fill(~seen[:, None, None], float("-inf"))
+    return torch.einsum("nkgc,kcd->nkgd", torch.softmax(scores, -1), values.to(q.dtype)).flatten(1, 2)
+
+
+def _pick_greedily(logits: torch.Tensor) -> int:
+    return int(torch.nonzero(logits == logits.max())[0])
+
+
+def _pick(logits: torch.Tensor, top_k: int, top_p: float, min_p: float, uniform: float) -> int:
+    """The token that `uniform` falls on, given one row of logits [V] already divided by the temperature."""
+    largest_first, ids = torch.sort(torch.softmax(logits, -1), descending=True, stable=True)
+    kept = len(ids) if top_k == 0 else min(top_k, len(ids))
+    if top_p < 1:
+        before = torch.cat([largest_first.new_zeros(1), largest_first.cumsum(0)[:-1]])
+        kept = min(kept, int((before < top_p).sum()))
+    kept = min(kept, int((largest_first >= min_p * largest_first[0]).sum()))
+    by_id, order = ids[:kept].sort()
+    reached = largest_first[:kept][order].cumsum(0)
+    return int(by_id[int((reached <= uniform * float(reached[-1])).sum())])
