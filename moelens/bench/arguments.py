@@ -1,0 +1,187 @@
+"""The flags of `python -m moelens.bench`: vLLM's names and defaults, and the nearest of ours for one we don't have."""
+
+from __future__ import annotations
+
+import argparse
+import difflib
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import NoReturn
+
+_BYTE_UNITS = {"": 1, "k": 10**3, "K": 2**10, "m": 10**6, "M": 2**20, "g": 10**9, "G": 2**30, "t": 10**12, "T": 2**40}
+
+# What to say of vLLM's flags whose nearest name would mislead.
+_NO_SUCH_THING = {
+    "--backend": "there is one backend; compare with another by running its own bench on the same --dataset-path",
+    "--async-engine": "requests are always all given at once",
+    "--tensor-parallel-size": "one process runs the whole model",
+    "--gpu-memory-utilization": "say how much the cache may take with --kv-cache-memory-bytes",
+}
+
+
+@dataclass(frozen=True)
+class Options:
+    """What was asked; None: the library's own choice, or for `input_len` and `output_len` the dataset's."""
+
+    model: str
+    tokenizer: str | None
+    revision: str | None
+    load_format: str
+    dtype: str
+    device: str
+    dataset_path: Path | None
+    input_len: int | None
+    output_len: int
+    random_range_ratio: float
+    num_prompts: int
+    num_warmups: int
+    oversample: bool
+    n: int
+    temperature: float
+    seed: int
+    detokenize: bool
+    max_num_seqs: int | None
+    max_num_batched_tokens: int | None
+    max_model_len: int | None
+    kv_cache_memory_bytes: int | None
+    num_threads: int | None
+    output_json: Path | None
+
+    @property
+    def needs_tokenizer(self) -> bool:
+        """Token ids in and token ids out need none; so it is for random weights, whose text nobody reads."""
+        return self.dataset_path is not None or self.detokenize
+
+
+def parse_arguments(argv: Sequence[str] | None = None) -> Options:
+    """Options from the command line; prints a message and exits on a flag that is wrong or unknown."""
+    parser = _make_parser()
+    found, unknown = parser.parse_known_args(argv)
+    if unknown:
+        _refuse(parser, unknown[0])
+    if found.dataset_path is None and found.dataset_name is None:
+        found.dataset_name = "random"
+    _check(parser, found)
+    random_text = found.load_format == "dummy" and found.tokenizer is None and found.dataset_path is None
+    return Options(
+        model=found.model,
+        tokenizer=found.tokenizer,
+        revision=found.revision,
+        load_format=found.load_format,
+        dtype=found.dtype,
+        device=found.device,
+        dataset_path=found.dataset_path,
+        input_len=found.input_len,
+        output_len=found.output_len,
+        random_range_ratio=found.random_range_ratio,
+        num_prompts=found.num_prompts,
+        num_warmups=found.num_warmups,
+        oversample=not found.no_oversample,
+        n=found.n,
+        temperature=found.temperature,
+        seed=found.seed,
+        detokenize=not (found.disable_detokenize or random_text),
+        max_num_seqs=found.max_num_seqs,
+        max_num_batched_tokens=found.max_num_batched_tokens,
+        max_model_len=found.max_model_len,
+        kv_cache_memory_bytes=found.kv_cache_memory_bytes,
+        num_threads=found.num_threads,
+        output_json=found.output_json,
+    )
+
+
+def parse_bytes(text: str) -> int:
+    """A size in bytes: 4294967296, 4G or 4GiB (powers of 1024), 4g or 4GB (powers of 1000), 1.5GiB."""
+    match = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([kKmMgGtT]?)(iB|B)?", text.strip())
+    if match is None or float(match[1]) == 0:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a size in bytes; write e.g. 4GiB, 4GB or 4294967296")
+    unit = match[2]
+    if match[3] == "B":
+        unit = unit.lower()
+    elif match[3] == "iB":
+        unit = unit.upper()
+    return int(float(match[1]) * _BYTE_UNITS[unit])
+
+
+def _make_parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="python -m moelens.bench",
+        description="Measure the throughput of a model on one workload; loading it is timed apart.",
+        allow_abbrev=False,
+    )
+    model = parser.add_argument_group("model")
+    model.add_argument("--model", required=True, help="a checkpoint's folder, or the hub's name of one")
+    model.add_argument("--tokenizer", help="folder or name of another tokenizer")
+    model.add_argument("--revision", help="branch, tag or commit on the hub")
+    model.add_argument("--load-format", choices=("auto", "dummy"), default="auto", help="dummy: random weights")
+    model.add_argument("--dtype", default="auto", help="auto, bfloat16 or float32")
+    model.add_argument("--device", default="auto")
+
+    work = parser.add_argument_group("workload")
+    work.add_argument("--dataset-name", choices=("random",), help="random token ids (the default without a path)")
+    work.add_argument("--dataset-path", type=Path, help='a file of lines {"prompt": "…"}; other keys are not read')
+    work.add_argument("--input-len", "--random-input-len", type=_positive, help="tokens of a random prompt")
+    work.add_argument("--output-len", "--random-output-len", type=_positive, default=128, help="tokens to generate")
+    work.add_argument("--random-range-ratio", type=float, default=0.0, help="lengths vary by ± this share, in [0, 1)")
+    work.add_argument("--num-prompts", type=_positive, default=1000)
+    work.add_argument("--num-warmups", type=_natural, default=0, help="of these, run first without being counted")
+    work.add_argument("--no-oversample", action="store_true", help="don't repeat a dataset shorter than --num-prompts")
+    work.add_argument("--n", type=_positive, default=1, help="texts per prompt")
+    work.add_argument("--temperature", type=float, default=1.0, help="0: greedy")
+    work.add_argument("--seed", type=int, default=0)
+    work.add_argument("--disable-detokenize", action="store_true", help="leave the output as token ids")
+
+    engine = parser.add_argument_group("engine")
+    engine.add_argument("--max-num-seqs", type=_positive, help="requests in a step at most")
+    engine.add_argument("--max-num-batched-tokens", type=_positive, help="tokens in a step at most")
+    engine.add_argument("--max-model-len", type=_positive, help="tokens of prompt and output at most")
+    engine.add_argument("--kv-cache-memory-bytes", type=parse_bytes, help="e.g. 4GiB")
+    engine.add_argument("--num-threads", type=_positive)
+
+    parser.add_argument("--output-json", type=Path, help="write the report there too")
+    return parser
+
+
+def _check(parser: argparse.ArgumentParser, found: argparse.Namespace) -> None:
+    if found.dataset_path is not None:
+        if found.dataset_name is not None:
+            parser.error("--dataset-name random makes its own prompts; leave it or --dataset-path out")
+        if found.input_len is not None or found.random_range_ratio:
+            parser.error(
+                "--input-len and --random-range-ratio are for random prompts; leave them or --dataset-path out"
+            )
+    elif found.input_len is None:
+        parser.error("random prompts need --input-len; or give --dataset-path")
+    if not 0 <= found.random_range_ratio < 1:
+        parser.error(f"--random-range-ratio must be in [0, 1), got {found.random_range_ratio}")
+    if found.num_warmups > found.num_prompts:
+        parser.error(f"--num-warmups must be at most --num-prompts {found.num_prompts}, got {found.num_warmups}")
+
+
+def _refuse(parser: argparse.ArgumentParser, unknown: str) -> NoReturn:
+    flag = unknown.split("=")[0]
+    if flag in _NO_SUCH_THING:
+        parser.error(f"{flag} is not supported: {_NO_SUCH_THING[flag]}")
+    ours = [option for action in parser._actions for option in action.option_strings]
+    nearest = difflib.get_close_matches(flag, ours, n=1, cutoff=0.0)[0]
+    parser.error(f"{flag} is not supported; the nearest supported flag is {nearest} (see --help)")
+
+
+def _positive(text: str) -> int:
+    return _at_least(1, text)
+
+
+def _natural(text: str) -> int:
+    return _at_least(0, text)
+
+
+def _at_least(least: int, text: str) -> int:
+    try:
+        value = int(text)
+    except ValueError:
+        value = least - 1
+    if value < least:
+        raise argparse.ArgumentTypeError(f"must be a whole number of at least {least}, got {text!r}")
+    return value

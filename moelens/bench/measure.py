@@ -1,0 +1,104 @@
+"""Loads the model, runs the requests and counts."""
+
+from __future__ import annotations
+
+import dataclasses
+import time
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
+
+from moelens.bench import machine
+from moelens.bench.arguments import Options
+from moelens.bench.report import Hardware, Measurement
+from moelens.bench.workload import BenchRequest, make_requests
+from moelens.sampling_params import SamplingParams
+
+if TYPE_CHECKING:
+    from moelens import LLM
+
+
+def measure(options: Options, make_llm: Callable[..., LLM]) -> tuple[Measurement, Hardware, dict[str, object]]:
+    """What the run took, where it ran, and the plan that the library chose as a dict.
+
+    Raises what LLM and its `generate` raise, and ConfigError for a workload that can't be made.
+    """
+    begin = time.perf_counter()
+    llm = make_llm(options.model, **_llm_arguments(options))
+    load_seconds = time.perf_counter() - begin
+    engine = llm.engine
+    requests = make_requests(options, engine.vocab, engine.max_model_len)
+    if options.num_warmups:
+        _generate(llm, requests[: options.num_warmups], options)
+
+    before = dataclasses.replace(engine.totals)
+    preempted = engine.scheduler.preemptions
+    begin = time.perf_counter()
+    outputs = _generate(llm, requests, options)
+    elapsed = time.perf_counter() - begin
+    after = engine.totals
+
+    measurement = Measurement(
+        requests=len(requests),
+        prompt_tokens=sum(len(output.prompt_token_ids) for output in outputs),
+        output_tokens=sum(len(completion.token_ids) for output in outputs for completion in output.outputs),
+        elapsed_seconds=elapsed,
+        prefill_tokens=after.prefill_rows - before.prefill_rows,
+        prefill_seconds=after.prefill_seconds - before.prefill_seconds,
+        decode_tokens=after.decode_rows - before.decode_rows,
+        decode_seconds=after.decode_seconds - before.decode_seconds,
+        schedule_seconds=after.schedule_seconds - before.schedule_seconds,
+        steps=after.steps - before.steps,
+        preemptions=engine.scheduler.preemptions - preempted,
+        load_seconds=load_seconds,
+        weight_bytes=engine.weight_bytes,
+        kv_cache_bytes=engine.kv_bytes,
+        peak_rss_bytes=machine.peak_rss_bytes(),
+    )
+    hardware = Hardware(
+        cpu=machine.cpu_name(),
+        cores=machine.cpu_cores(),
+        memory_bytes=machine.memory_bytes(),
+        isa=engine.isa,
+        threads=engine.plan.threads,
+    )
+    return measurement, hardware, dataclasses.asdict(engine.plan)
+
+
+def _llm_arguments(options: Options) -> dict[str, Any]:
+    """Keyword arguments of `LLM`; those left to the library are left out."""
+    asked = {
+        "tokenizer": options.tokenizer,
+        "revision": options.revision,
+        "max_num_seqs": options.max_num_seqs,
+        "max_num_batched_tokens": options.max_num_batched_tokens,
+        "max_model_len": options.max_model_len,
+        "kv_cache_memory_bytes": options.kv_cache_memory_bytes,
+        "num_threads": options.num_threads,
+    }
+    return {
+        "load_format": options.load_format,
+        "dtype": options.dtype,
+        "device": options.device,
+        "seed": options.seed,
+        "skip_tokenizer_init": not options.needs_tokenizer,
+        **{name: value for name, value in asked.items() if value is not None},
+    }
+
+
+def _generate(llm: LLM, requests: list[BenchRequest], options: Options) -> list[Any]:
+    prompts: list[Any] = [
+        request.prompt if isinstance(request.prompt, str) else {"prompt_token_ids": request.prompt}
+        for request in requests
+    ]
+    params = [
+        SamplingParams(
+            n=options.n,
+            temperature=options.temperature,
+            top_p=1.0,
+            ignore_eos=True,
+            max_tokens=request.output_tokens,
+            detokenize=options.detokenize,
+        )
+        for request in requests
+    ]
+    return llm.generate(prompts, params, use_tqdm=True)
