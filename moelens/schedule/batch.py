@@ -157,7 +157,7 @@ def _logit_rows(chunks: Sequence[Chunk], starts: Sequence[int]) -> list[LogitRow
     for chunk, start in zip(chunks, starts, strict=False):
         request, cached = chunk.running.request, chunk.running.cached
         if request.params.prompt_logprobs is not None:
-            known = 1 + len(request.prompt_logprobs or ())  # the first token has no log-probability
+            known = max(1, len(request.prompt_logprobs or ()))  # the first token has no log-probability
             last = min(cached + chunk.count, len(request.prompt_token_ids) - 1)
             for position in range(max(cached + 1, known), last + 1):
                 wanted.append(LogitRow(request, start + position - 1 - cached, position))
