@@ -20,7 +20,7 @@ class Arena:
     memory left than that; `purpose` names the use in the message.
     """
 
-    def __init__(self, nbytes: int, *, purpose: str = "this") -> None:
+    def __init__(self, nbytes: int, *, purpose: str = "an arena") -> None:
         assert nbytes >= 0
         available = available_bytes()
         if available is not None and nbytes > available:
@@ -59,7 +59,7 @@ def _ask_for_huge_pages(memory: mmap.mmap) -> None:
 
 def _too_large(purpose: str, nbytes: int, found: str) -> str:
     return (
-        f"{purpose} needs {_gb(nbytes)} ({nbytes} bytes) of memory, but {found}. "
+        f"{_gb(nbytes)} ({nbytes} bytes) of memory for {purpose} is more than there is: {found}. "
         "End other programs, raise the container's memory limit, or use a smaller model or cache."
     )
 

@@ -44,7 +44,7 @@ def test_views_keep_the_memory_alive():
 
 @pytest.mark.parametrize("nbytes", [1 << 60, 1 << 70])
 def test_more_than_there_is_names_both_amounts(nbytes):
-    with pytest.raises(CapacityError, match=rf"the cache needs .*\({nbytes} bytes\).*GB is available.*End other"):
+    with pytest.raises(CapacityError, match=rf"\({nbytes} bytes\) of memory for the cache .*GB is available.*End"):
         Arena(nbytes, purpose="the cache")
 
 
