@@ -1,0 +1,56 @@
+// The Python class Kernels: one variant of the kernels, with its team of threads and its scratch memory.
+#pragma once
+
+#include <pybind11/pybind11.h>
+
+#include <stdexcept>
+#include <string>
+
+#include "checks.h"
+#include "isa.h"
+#include "kernel_table.h"
+
+namespace moelens {
+
+class Kernels {
+  public:
+    Kernels(const std::string& isa, int threads)
+        : table_(find_variant(isa)), team_(checked(threads)), scratch_(threads) {}
+
+    const KernelTable& table() const { return table_; }
+    int threads() const { return team_.threads(); }
+
+    // Runs kernel(context, args) without the GIL; one call at a time.
+    template <class Args>
+    void call(void (*kernel)(const Context&, const Args&), const Args& args) {
+        pybind11::gil_scoped_release release;
+        const auto lock = team_.lock();
+        kernel(Context{team_, scratch_}, args);
+    }
+
+  private:
+    static int checked(int threads) {
+        if (threads < 1) throw std::invalid_argument("threads must be at least 1, found " + std::to_string(threads));
+        return threads;
+    }
+
+    const KernelTable& table_;
+    Team team_;
+    Scratch scratch_;
+};
+
+using KernelsClass = pybind11::class_<Kernels>;
+
+inline Element element_of(const TensorView& tensor) {
+    return tensor.dtype == DType::kBFloat16 ? Element::kBFloat16 : Element::kFloat32;
+}
+
+// The dtypes that an activation may have, and the one that agrees with x.
+constexpr std::initializer_list<DType> kFloating{DType::kFloat32, DType::kBFloat16};
+
+// One function per family of ops adds its methods.
+void bind_rows(KernelsClass& kernels);
+void bind_products(KernelsClass& kernels);
+void bind_packing(KernelsClass& kernels);
+
+}  // namespace moelens

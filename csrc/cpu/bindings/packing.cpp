@@ -1,0 +1,52 @@
+// Bindings of the functions that put weights into the order that the products read. They don't take the team.
+#include "bindings/kernels.h"
+
+namespace py = pybind11;
+
+namespace moelens {
+
+namespace {
+
+constexpr int64_t kPanelColumns = 32;
+
+MatrixSource source_of(const TensorView& matrix) {
+    // A stride of a dimension of one element means nothing; give it the value that the kernels look for.
+    const bool rows_contiguous = matrix.strides[1] == 1 || matrix.shape[1] <= 1;
+    const int64_t row_stride = rows_contiguous ? matrix.strides[0] : 1;
+    return {matrix.data, matrix.shape[0], matrix.shape[1], row_stride, rows_contiguous ? 1 : matrix.strides[1]};
+}
+
+// The storage's K, as far as it tells: [panels, K, 32] or [panels, ceil(K/2), 32, 2].
+TensorView check_storage(Arguments& arguments, py::handle storage, Dim panels, DType dtype) {
+    const int64_t columns = arguments["K"];
+    if (dtype == DType::kFloat32)
+        return arguments.storage("storage", storage, {panels, columns, kPanelColumns}, {dtype});
+    return arguments.storage("storage", storage, {panels, divide_up(columns, 2), kPanelColumns, 2}, {dtype});
+}
+
+void pack_matrix(Kernels& self, py::handle source, py::handle storage, int64_t first_row) {
+    Arguments arguments("pack_matrix");
+    const TensorView rows = arguments.matrix("source", source, {"n", "K"}, kFloating);
+    const TensorView panels = check_storage(arguments, storage, "panels", rows.dtype);
+    if (first_row < 0 || first_row % kPanelColumns != 0) {
+        arguments.reject("first_row must be a multiple of 32, found " + std::to_string(first_row));
+    }
+    const int64_t first_panel = first_row / kPanelColumns;
+    if (first_panel + divide_up(arguments["n"], kPanelColumns) > arguments["panels"]) {
+        arguments.reject("source has " + std::to_string(arguments["n"]) + " rows, which don't fit from first_row " +
+                         std::to_string(first_row) + " into storage for " +
+                         std::to_string(arguments["panels"] * kPanelColumns));
+    }
+    const int64_t panel_bytes = divide_up(arguments["K"], rows.dtype == DType::kFloat32 ? 1 : 2) * kPanelColumns * 4;
+    py::gil_scoped_release release;
+    self.table().pack_matrix(element_of(rows), source_of(rows),
+                             static_cast<char*>(panels.data) + first_panel * panel_bytes);
+}
+
+}  // namespace
+
+void bind_packing(KernelsClass& kernels) {
+    kernels.def("pack_matrix", pack_matrix, py::arg("source"), py::arg("storage"), py::arg("first_row"));
+}
+
+}  // namespace moelens

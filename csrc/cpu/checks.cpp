@@ -1,0 +1,115 @@
+// The checks behind checks.h; texts are made only when something is wrong.
+#include "checks.h"
+
+#include <cassert>
+#include <cstring>
+
+namespace py = pybind11;
+
+namespace moelens {
+
+int Arguments::find(const char* letter) const {
+    for (int i = 0; i < letters_; ++i) {
+        if (std::strcmp(letter_[i], letter) == 0) return i;
+    }
+    return -1;
+}
+
+void Arguments::set(const char* letter, int64_t value) {
+    assert(letters_ < kMaxLetters && find(letter) < 0);
+    letter_[letters_] = letter;
+    value_[letters_++] = value;
+}
+
+int64_t Arguments::operator[](const char* letter) const {
+    const int i = find(letter);
+    assert(i >= 0);
+    return value_[i];
+}
+
+void Arguments::reject(const std::string& message) const {
+    throw py::value_error(std::string(op_) + ": " + message);
+}
+
+std::string Arguments::describe(Shape shape) const {
+    std::string letters = "[", numbers = "[";
+    bool known = true;
+    for (const Dim& dim : shape) {
+        const char* separator = &dim == shape.begin() ? "" : ", ";
+        const int i = dim.letter ? find(dim.letter) : -1;
+        const int64_t value = dim.letter ? (i >= 0 ? value_[i] : -1) : dim.value;
+        letters += separator + (dim.letter ? std::string(dim.letter) : std::to_string(dim.value));
+        numbers += separator + (value >= 0 ? std::to_string(value) : std::string(dim.letter));
+        known = known && dim.letter == nullptr;
+    }
+    return known ? numbers + "]" : letters + "] = " + numbers + "]";
+}
+
+void Arguments::match(const char* name, const TensorView& tensor, Shape shape) {
+    bool equal = tensor.rank == static_cast<int>(shape.size());
+    const int64_t* size = tensor.shape;
+    const int letters_before = letters_;
+    for (const Dim& dim : shape) {
+        if (!equal) break;
+        const int i = dim.letter ? find(dim.letter) : -1;
+        if (dim.letter && i < 0) {
+            set(dim.letter, *size);
+        } else {
+            equal = *size == (dim.letter ? value_[i] : dim.value);
+        }
+        ++size;
+    }
+    if (equal) return;
+    letters_ = letters_before;  // the message shows what was known before this tensor
+    reject(std::string(name) + " must be " + describe(shape) + ", found " + describe_shape(tensor.shape, tensor.rank));
+}
+
+TensorView Arguments::view(const char* name, py::handle object, Shape shape, DTypes dtypes) {
+    const TensorView tensor = view_tensor(op_, name, object);
+    bool known = false;
+    for (DType dtype : dtypes) known = known || tensor.dtype == dtype;
+    if (!known) {
+        std::string expected;
+        for (DType dtype : dtypes) expected += (expected.empty() ? "" : " or ") + describe_dtype(dtype);
+        const std::string found = py::str(object.attr("dtype"));
+        throw py::type_error(std::string(op_) + ": " + name + " must be " + expected + ", found " + found);
+    }
+    match(name, tensor, shape);
+    return tensor;
+}
+
+TensorView Arguments::tensor(const char* name, py::handle object, Shape shape, DTypes dtypes) {
+    const TensorView tensor = view(name, object, shape, dtypes);
+    if (!tensor.is_contiguous()) {
+        reject(std::string(name) + " must be contiguous, found strides " + describe_shape(tensor.strides, tensor.rank) +
+               "; pass .contiguous()");
+    }
+    return tensor;
+}
+
+TensorView Arguments::optional(const char* name, py::handle object, Shape shape, DTypes dtypes) {
+    return object.is_none() ? TensorView() : tensor(name, object, shape, dtypes);
+}
+
+TensorView Arguments::storage(const char* name, py::handle object, Shape shape, DTypes dtypes) {
+    const TensorView tensor = this->tensor(name, object, shape, dtypes);
+    const auto offset = reinterpret_cast<uintptr_t>(tensor.data) % 64;
+    if (offset != 0) {
+        reject(std::string(name) + " must start at a multiple of 64 bytes, found it " + std::to_string(offset) +
+               " bytes past one");
+    }
+    return tensor;
+}
+
+TensorView Arguments::matrix(const char* name, py::handle object, Shape shape, DTypes dtypes) {
+    const TensorView tensor = view(name, object, shape, dtypes);
+    const bool rows = tensor.strides[1] == 1 || tensor.shape[1] <= 1;
+    const bool columns = tensor.strides[0] == 1 || tensor.shape[0] <= 1;
+    if (!rows && !columns) {
+        reject(std::string(name) + " must have contiguous rows or columns, found strides " +
+               describe_shape(tensor.strides, tensor.rank) + "; pass .contiguous()");
+    }
+    return tensor;
+}
+
+}  // namespace moelens

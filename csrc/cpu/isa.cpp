@@ -1,0 +1,86 @@
+// Detects instruction sets: CPUID says what the processor has, XGETBV which registers the operating system saves.
+#include "isa.h"
+
+#include <stdexcept>
+
+#include "variants/variants.h"
+
+#if defined(__x86_64__)
+#include <cpuid.h>
+#endif
+
+namespace moelens {
+
+namespace {
+
+struct Features {
+    bool avx2 = false;    // with FMA and F16C
+    bool avx512 = false;  // F, BW, VL, DQ
+    bool avx512_bf16 = false;
+};
+
+#if defined(__x86_64__)
+
+bool bit(unsigned word, int index) {
+    return (word >> index) & 1;
+}
+
+uint64_t enabled_state() {
+    uint32_t low, high;
+    __asm__ volatile("xgetbv" : "=a"(low), "=d"(high) : "c"(0));
+    return static_cast<uint64_t>(high) << 32 | low;
+}
+
+Features detect() {
+    Features found;
+    unsigned a, b, c, d;
+    if (!__get_cpuid(1, &a, &b, &c, &d)) return found;
+    const bool osxsave = bit(c, 27), fma = bit(c, 12), avx = bit(c, 28), f16c = bit(c, 29);
+    if (!osxsave || !avx) return found;
+    const uint64_t state = enabled_state();
+    constexpr uint64_t kYmm = 0x6, kZmm = 0xe6;  // XMM and YMM; and the mask registers and both halves of ZMM
+    if ((state & kYmm) != kYmm || !__get_cpuid_count(7, 0, &a, &b, &c, &d)) return found;
+    found.avx2 = bit(b, 5) && fma && f16c;
+    const bool avx512 = bit(b, 16) && bit(b, 17) && bit(b, 30) && bit(b, 31);
+    found.avx512 = found.avx2 && avx512 && (state & kZmm) == kZmm;
+    if (found.avx512 && __get_cpuid_count(7, 1, &a, &b, &c, &d)) found.avx512_bf16 = bit(a, 5);
+    return found;
+}
+
+#else
+
+Features detect() {
+    return {};
+}
+
+#endif
+
+std::vector<const KernelTable*> list_variants() {
+    [[maybe_unused]] const Features features = detect();
+    std::vector<const KernelTable*> variants;
+#if defined(__x86_64__)
+    if (features.avx512_bf16) variants.push_back(&avx512_bf16_table);
+    if (features.avx512) variants.push_back(&avx512_table);
+    if (features.avx2) variants.push_back(&avx2_table);
+#endif
+    variants.push_back(&scalar_table);
+    return variants;
+}
+
+}  // namespace
+
+const std::vector<const KernelTable*>& available_variants() {
+    static const std::vector<const KernelTable*> variants = list_variants();
+    return variants;
+}
+
+const KernelTable& find_variant(const std::string& isa) {
+    std::string names;
+    for (const KernelTable* table : available_variants()) {
+        if (isa == table->isa) return *table;
+        names += (names.empty() ? "" : ", ") + std::string(table->isa);
+    }
+    throw std::invalid_argument("isa '" + isa + "' is not one that this machine can run; it can run: " + names);
+}
+
+}  // namespace moelens

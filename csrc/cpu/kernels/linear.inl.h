@@ -1,0 +1,98 @@
+// linear: x Wᵀ with bias, scale and residual, rounded once.
+
+// How a product is cut: blocks of rows whose panels stay in the second-level cache, and blocks of weight panels.
+struct LinearTiling {
+    int64_t tiles, tiles_per_block, row_blocks;
+    int64_t panels, panels_per_block, panel_blocks;
+};
+
+template <class F>
+LinearTiling tile_linear(const LinearArgs& args, int threads) {
+    constexpr int64_t kRowBytes = 384 * 1024;  // of the cache, for rows
+    constexpr int64_t kFewestTiles = 8;        // with which a panel of weights is used before it is given up
+    constexpr int64_t kTasksPerThread = 12;
+    constexpr int64_t kTaskBytes = 128 * 1024;  // of weights: a shorter stream is not worth a task
+    LinearTiling t;
+    t.tiles = tile_count(args.rows);
+    const int64_t tile_bytes = row_floats<F>(args.inner) * kMaxRows * 4;
+    t.tiles_per_block = smaller(t.tiles, larger(kFewestTiles, kRowBytes / larger(1, tile_bytes)));
+    t.row_blocks = divide_rounding_up(t.tiles, t.tiles_per_block);
+    t.panels = divide_rounding_up(args.columns, kPanelColumns);
+    const int64_t panel_bytes = larger(1, steps_of<F>(args.inner) * kStepBytes);
+    const int64_t wanted = divide_rounding_up(kTasksPerThread * threads, t.row_blocks);
+    const int64_t fewest = larger(1, divide_rounding_up(kTaskBytes, panel_bytes * t.tiles_per_block));
+    t.panels_per_block = smaller(t.panels, larger(fewest, divide_rounding_up(t.panels, wanted)));
+    t.panel_blocks = divide_rounding_up(t.panels, t.panels_per_block);
+    return t;
+}
+
+template <class T, class Out>
+MOELENS_INLINE void finish_rows(const LinearArgs& args, const float* sums, int64_t first_row, int64_t rows,
+                                int64_t column) {
+    const int64_t columns = smaller(kPanelColumns, args.columns - column);
+    const T* bias = args.bias ? static_cast<const T*>(args.bias) + column : nullptr;
+    const T* residual = args.residual ? static_cast<const T*>(args.residual) + column : nullptr;
+    Out* out = static_cast<Out*>(args.out) + column;
+    const F32 scale = splat(args.scale);
+    for (int64_t r = 0; r < rows; ++r) {
+        const int64_t row = (first_row + r) * args.columns;
+        for (int64_t c = 0; c < columns; c += kLanes) {
+            const int64_t n = columns - c;
+            F32 y = load(sums + r * kPanelColumns + c);
+            if (bias) y = y + load_up_to(bias + c, n);
+            y = residual ? fma(y, scale, load_up_to(residual + row + c, n)) : y * scale;
+            store_up_to(out + row + c, y, n);
+        }
+    }
+}
+
+template <class T, class Out>
+void linear_typed(const Context& context, const LinearArgs& args) {
+    using F = Format<T>;
+    if (args.rows == 0 || args.columns == 0) return;
+    const int threads = context.team.threads();
+    const LinearTiling tiling = tile_linear<F>(args, threads);
+    const int64_t steps = steps_of<F>(args.inner), floats = row_floats<F>(args.inner);
+    const int64_t block_rows = tiling.tiles_per_block * kMaxRows;
+    int64_t* packed = static_cast<int64_t*>(context.scratch.shared.reserve(threads * sizeof(int64_t)));
+    for (int thread = 0; thread < threads; ++thread) {
+        packed[thread] = -1;  // the row block whose panels the thread holds
+        context.scratch.local[thread].reserve(block_rows * (floats + kPanelColumns) * 4);
+    }
+    run_tasks(context, tiling.row_blocks * tiling.panel_blocks, [&](int64_t task, int thread) {
+        const int64_t block = task / tiling.panel_blocks, part = task % tiling.panel_blocks;
+        float* sums = static_cast<float*>(context.scratch.local[thread].data());
+        float* rows = sums + block_rows * kPanelColumns;
+        Panels a{rows, args.rows, tiling.tiles, block * tiling.tiles_per_block,
+                 smaller(tiling.tiles, (block + 1) * tiling.tiles_per_block)};
+        const int64_t first_row = a.first_row();
+        a.data -= first_row * floats;
+        if (packed[thread] != block) {
+            for (int64_t tile = a.first_tile; tile < a.last_tile; ++tile) {
+                const T* sources[kMaxRows];
+                const int count = static_cast<int>(a.begin(tile + 1) - a.begin(tile));
+                for (int r = 0; r < count; ++r) {
+                    sources[r] = static_cast<const T*>(args.x) + (a.begin(tile) + r) * args.inner;
+                }
+                pack_rows<F>(sources, count, args.inner, rows + (a.begin(tile) - first_row) * floats);
+            }
+            packed[thread] = block;
+        }
+        const int64_t end = smaller(tiling.panels, (part + 1) * tiling.panels_per_block);
+        for (int64_t panel = part * tiling.panels_per_block; panel < end; ++panel) {
+            const float* b = static_cast<const float*>(args.weight) + panel * steps * kPanelColumns;
+            multiply_panel<F>(a, b, steps, sums, b + steps * kPanelColumns);
+            finish_rows<T, Out>(args, sums, first_row, a.row_count(), panel * kPanelColumns);
+        }
+    });
+}
+
+void linear(const Context& context, const LinearArgs& args) {
+    if (args.element == Element::kFloat32) {
+        linear_typed<float, float>(context, args);
+    } else if (args.out_element == Element::kFloat32) {
+        linear_typed<Bf16, float>(context, args);
+    } else {
+        linear_typed<Bf16, Bf16>(context, args);
+    }
+}

@@ -1,0 +1,139 @@
+// Panels: rows of a matrix gathered and turned so that a product reads them from front to back.
+
+// Words of a row, in the unit that a panel's step is made of.
+struct FloatUnits {  // a float32 as it is
+    using Element = float;
+    static constexpr int kElements = 1;
+    static MOELENS_INLINE F32 load_units(const float* p) { return load(p); }
+};
+struct WidenedUnits {  // a bfloat16 as a float32
+    using Element = Bf16;
+    static constexpr int kElements = 1;
+    static MOELENS_INLINE F32 load_units(const Bf16* p) { return load(p); }
+};
+struct PairUnits {  // two bfloat16 in one word
+    using Element = Bf16;
+    static constexpr int kElements = 2;
+    static MOELENS_INLINE F32 load_units(const Bf16* p) { return load(reinterpret_cast<const float*>(p)); }
+};
+
+template <class F>
+struct RowUnits;  // the units of A's panels
+template <>
+struct RowUnits<Singles> {
+    using type = FloatUnits;
+};
+template <>
+struct RowUnits<WidePairs> {
+    using type = WidenedUnits;
+};
+#ifdef MOELENS_DOT_PAIRS
+template <>
+struct RowUnits<DotPairs> {
+    using type = PairUnits;
+};
+#endif
+
+template <class Element>
+struct ColumnUnits;  // the units of B's panels: weights are stored alike for every ISA
+template <>
+struct ColumnUnits<float> {
+    using type = FloatUnits;
+};
+template <>
+struct ColumnUnits<Bf16> {
+    using type = PairUnits;
+};
+
+// The units of a row from element k on, zeros past the end.
+template <class U>
+MOELENS_INLINE F32 load_row_units(const typename U::Element* row, int64_t k, int64_t columns) {
+    if (row == nullptr || k >= columns) return zeros();
+    if (columns - k >= kLanes * U::kElements) return U::load_units(row + k);
+    typename U::Element padded[kLanes * U::kElements] = {};
+    memcpy(padded, row + k, static_cast<size_t>(columns - k) * sizeof(padded[0]));
+    return U::load_units(padded);
+}
+
+// Writes panel[u * stride + r] = unit u of row r, for r < count and u < units. Null rows are zeros.
+template <class U>
+void write_panel(const typename U::Element* const* rows, int count, int64_t columns, float* panel, int64_t stride,
+                 int64_t units) {
+    for (int64_t u = 0; u < units; u += kLanes) {
+        const int64_t lines = smaller(kLanes, units - u);
+        for (int group = 0; group < count; group += kLanes) {
+            const int n = static_cast<int>(smaller(kLanes, count - group));
+            F32 block[kLanes];
+            for (int r = 0; r < kLanes; ++r) {
+                block[r] = r < n ? load_row_units<U>(rows[group + r], u * U::kElements, columns) : zeros();
+            }
+            transpose(block);
+            float* out = panel + u * stride + group;
+            if (n == kLanes) {
+                for (int64_t i = 0; i < lines; ++i) store(out + i * stride, block[i]);
+            } else {
+                for (int64_t i = 0; i < lines; ++i) store_first(out + i * stride, block[i], n);
+            }
+        }
+    }
+}
+
+// --- panels of A
+// ------------------------------------------------------------------------------------------------------
+
+// Rows are cut into the fewest tiles of at most 12 rows, as even as can be. Tile t of `rows` starts here:
+MOELENS_INLINE int64_t tile_count(int64_t rows) {
+    return divide_rounding_up(rows, kMaxRows);
+}
+MOELENS_INLINE int64_t tile_begin(int64_t rows, int64_t tiles, int64_t t) {
+    return t * rows / tiles;
+}
+
+template <class F>
+constexpr int64_t steps_of(int64_t k) {
+    return divide_rounding_up(k, F::kDepth);
+}
+// Floats that one row takes in panels of A.
+template <class F>
+constexpr int64_t row_floats(int64_t k) {
+    return steps_of<F>(k) * F::kUnitsPerStep;
+}
+
+// Writes the panel of `count` ≤ 12 rows.
+template <class F>
+MOELENS_INLINE void pack_rows(const typename F::Element* const* rows, int count, int64_t columns, float* panel) {
+    write_panel<typename RowUnits<F>::type>(rows, count, columns, panel, count, row_floats<F>(columns));
+}
+
+// A range of tiles of a packed matrix with `rows` rows: panel after panel, row_floats() floats a row.
+struct Panels {
+    const float* data;  // of the first row of the matrix
+    int64_t rows, tiles;
+    int64_t first_tile, last_tile;
+
+    int64_t begin(int64_t tile) const { return tile_begin(rows, tiles, tile); }
+    int64_t first_row() const { return begin(first_tile); }
+    int64_t row_count() const { return begin(last_tile) - begin(first_tile); }
+};
+
+// Bytes of B's panel that should stay in the second-level cache while all tiles pass over it.
+constexpr int64_t kSteps = 2048;
+
+// sums [panels.row_count()][32] = the range of A times one panel of B; `next` is the panel that comes after it.
+template <class F>
+MOELENS_INLINE void multiply_panel(const Panels& a, const float* b, int64_t steps, float* sums, const float* next) {
+    const int64_t first_row = a.first_row();
+    for (int64_t s = 0; s < steps; s += kSteps) {
+        const int64_t some = smaller(kSteps, steps - s);
+        for (int64_t tile = a.first_tile; tile < a.last_tile; ++tile) {
+            const int64_t row = a.begin(tile);
+            const int count = static_cast<int>(a.begin(tile + 1) - row);
+            const int64_t offset = F::kUnitsPerStep * (row * steps + s * count);
+            const float* part = b + s * kPanelColumns;
+            const bool last = tile + 1 == a.last_tile;
+            const float* coming = !last ? part : s + kSteps < steps ? part + kSteps * kPanelColumns : next;
+            multiply_tile<F>({a.data + offset, part, some, count, sums + (row - first_row) * kPanelColumns,
+                              kPanelColumns, s > 0, coming});
+        }
+    }
+}

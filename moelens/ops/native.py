@@ -1,0 +1,167 @@
+"""The ops on the CPU, by the compiled kernels of csrc/cpu; `NativeOps` checks nothing that the kernels check."""
+
+from __future__ import annotations
+
+import math
+import os
+from collections.abc import Mapping
+from pathlib import Path
+
+import torch
+
+from moelens.errors import KernelError
+from moelens.ops.interface import (
+    Activation,
+    AttentionRows,
+    ExpertMatrices,
+    KVLayer,
+    Matrix,
+    Routing,
+    SamplingRows,
+)
+
+try:
+    from moelens import _cpu
+except ImportError as error:  # the message says what the loader missed
+    raise KernelError(
+        f"the compiled kernels moelens._cpu can't be loaded ({error}); build them with: pip install -e ."
+    ) from error
+
+PANEL_COLUMNS = 32  # of a product's weights: the columns that are multiplied at a time
+GATE_COLUMNS = 16  # gate and up share a panel
+
+
+def choose_isa(isa: str | None, environment: Mapping[str, str] = os.environ) -> str:
+    """The instruction set to run: `isa`, or what MOELENS_CPU_ISA says, or the best that this machine has.
+
+    Raises KernelError when the machine can't run the one that was asked for.
+    """
+    wanted = isa or environment.get("MOELENS_CPU_ISA") or _cpu.best_isa()
+    available = _cpu.available_isas()
+    if wanted not in available:
+        source = "the argument isa" if isa else "MOELENS_CPU_ISA"
+        raise KernelError(f"{source} asks for {wanted!r}, but this machine can run only {', '.join(available)}")
+    return wanted
+
+
+def schedulable_cores(cgroup: Path = Path("/sys/fs/cgroup/cpu.max")) -> int:
+    """Cores that this process may use: its affinity, bounded by the quota of its control group."""
+    cores = len(os.sched_getaffinity(0))
+    try:
+        quota, period = cgroup.read_text().split()
+        if quota != "max":
+            cores = min(cores, math.ceil(int(quota) / int(period)))
+    except (OSError, ValueError):
+        pass  # no control group of version 2: there is no quota to obey
+    return max(1, cores)
+
+
+class NativeOps:
+    """The ops by compiled kernels: `threads` threads (None: all schedulable cores) of one instruction set.
+
+    One call at a time uses the threads; calls from several Python threads wait for each other. The pack_ functions run
+    on the thread that calls them.
+    """
+
+    def __init__(self, threads: int | None = None, isa: str | None = None) -> None:
+        self.isa = choose_isa(isa)
+        self.threads = schedulable_cores() if threads is None else threads
+        self._kernels = _cpu.Kernels(self.isa, self.threads)
+
+    # --- storage ------------------------------------------------------------------------------------------------------
+    def matrix_shape(self, rows: int, columns: int, dtype: torch.dtype) -> tuple[int, ...]:
+        panels = -(-rows // PANEL_COLUMNS)
+        if dtype == torch.float32:
+            return panels, columns, PANEL_COLUMNS
+        return panels, -(-columns // 2), PANEL_COLUMNS, 2
+
+    def gate_up_shape(self, width: int, columns: int, dtype: torch.dtype) -> tuple[int, ...]:
+        return self.matrix_shape(-(-width // GATE_COLUMNS) * PANEL_COLUMNS, columns, dtype)
+
+    def down_shape(self, rows: int, width: int, dtype: torch.dtype) -> tuple[int, ...]:
+        return self.matrix_shape(rows, width, dtype)
+
+    def pack_matrix(self, source: torch.Tensor, storage: torch.Tensor, first_row: int = 0) -> None:
+        self._kernels.pack_matrix(source, storage, first_row)
+
+    def pack_gate_up(self, gate: torch.Tensor, up: torch.Tensor, storage: torch.Tensor) -> None:
+        raise NotImplementedError
+
+    def pack_down(self, source: torch.Tensor, storage: torch.Tensor) -> None:
+        self._kernels.pack_matrix(source, storage, 0)
+
+    def kv_shapes(
+        self, blocks: int, kv_heads: int, head_dim: int, block_tokens: int, dtype: torch.dtype
+    ) -> tuple[tuple[int, ...], tuple[int, ...]]:
+        raise NotImplementedError
+
+    # --- row-wise -----------------------------------------------------------------------------------------------------
+    def embed(self, table: torch.Tensor, token_ids: torch.Tensor) -> torch.Tensor:
+        raise NotImplementedError
+
+    def rms_norm(self, x: torch.Tensor, weight: torch.Tensor, eps: float) -> torch.Tensor:
+        out = torch.empty_like(x)
+        self._kernels.rms_norm(x, weight, eps, out)
+        return out
+
+    def layer_norm(self, x: torch.Tensor, weight: torch.Tensor, eps: float) -> torch.Tensor:
+        out = torch.empty_like(x)
+        self._kernels.layer_norm(x, weight, eps, out)
+        return out
+
+    def linear(
+        self,
+        x: torch.Tensor,
+        weight: Matrix,
+        *,
+        bias: torch.Tensor | None = None,
+        residual: torch.Tensor | None = None,
+        scale: float = 1.0,
+        dtype: torch.dtype | None = None,
+    ) -> torch.Tensor:
+        out = torch.empty((x.shape[0], weight.rows), dtype=dtype or x.dtype)
+        self._kernels.linear(x, weight.data, weight.rows, weight.columns, bias, residual, scale, out)
+        return out
+
+    def rotary(
+        self, x: torch.Tensor, positions: torch.Tensor, inverse_frequencies: torch.Tensor, magnitude: float
+    ) -> torch.Tensor:
+        raise NotImplementedError
+
+    def clamp(self, x: torch.Tensor, limit: float) -> torch.Tensor:
+        raise NotImplementedError
+
+    def scale(self, x: torch.Tensor, factor: float) -> torch.Tensor:
+        raise NotImplementedError
+
+    def sigmoid_scores(self, x: torch.Tensor, weight: Matrix) -> torch.Tensor:
+        raise NotImplementedError
+
+    def route(self, logits: torch.Tensor, routing: Routing) -> tuple[torch.Tensor, torch.Tensor]:
+        raise NotImplementedError
+
+    def experts(
+        self,
+        x: torch.Tensor,
+        weights: ExpertMatrices,
+        ids: torch.Tensor,
+        scores: torch.Tensor,
+        activation: Activation,
+        *,
+        residual: torch.Tensor | None = None,
+        scale: float = 1.0,
+    ) -> torch.Tensor:
+        raise NotImplementedError
+
+    # --- attention ----------------------------------------------------------------------------------------------------
+    def write_kv(self, k: torch.Tensor, v: torch.Tensor, cache: KVLayer, slots: torch.Tensor) -> None:
+        raise NotImplementedError
+
+    def attention(
+        self, q: torch.Tensor, cache: KVLayer, rows: AttentionRows, scale: float, window: int | None
+    ) -> torch.Tensor:
+        raise NotImplementedError
+
+    # --- tokens -------------------------------------------------------------------------------------------------------
+    def sample(self, logits: torch.Tensor, rows: SamplingRows) -> torch.Tensor:
+        raise NotImplementedError
