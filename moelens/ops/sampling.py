@@ -1,0 +1,128 @@
+"""Picks a token for each row of logits; what a row gives depends on its own request alone."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+import torch
+
+from moelens.ops.adjust import adjust, is_adjusted
+from moelens.ops.interface import Ops, SamplingRows
+from moelens.outputs import Logprob
+from moelens.request import Request
+
+LEAST_TOP_P = 1e-9  # keeps one token of any vocabulary, and is not 0 in float32
+
+_NOT_FINITE = "the model's logits were not finite"
+_ALL_MASKED = "allowed_token_ids, bad_words and min_tokens together leave no token to pick"
+
+
+@dataclass(frozen=True)
+class SampledToken:
+    """A picked token. With an `error` nothing could be picked, and `token_id` means nothing."""
+
+    token_id: int
+    logprobs: dict[int, Logprob] | None = None
+    error: str | None = None
+
+
+class Sampler:
+    """Adjusts logits as each request's parameters say, picks tokens and reports log-probabilities.
+
+    Log-probabilities are those of the model itself, before any adjustment (vLLM's raw_logprobs).
+    """
+
+    def __init__(self, ops: Ops, *, vocab: int, eos_token_ids: Sequence[int]) -> None:
+        self._ops = ops
+        self._vocab = vocab
+        self._eos_token_ids = tuple(token_id for token_id in eos_token_ids if token_id < vocab)
+
+    def sample(self, logits: torch.Tensor, requests: Sequence[Request]) -> list[SampledToken]:
+        """logits [R, V] float32 on the host, which may be modified -> one token for each of R requests."""
+        assert logits.shape == (len(requests), self._vocab)
+        errors: list[str | None] = [None] * len(requests)
+        raw: dict[int, torch.Tensor] = {}
+        finite = torch.isfinite(logits.amax(dim=1)).tolist()  # NaN and infinity survive a maximum
+        for index, request in enumerate(requests):
+            if not finite[index]:
+                errors[index] = _NOT_FINITE
+            elif is_adjusted(request):
+                if request.params.num_logprobs is not None:
+                    raw[index] = logits[index].clone()
+                row = logits[index].numpy()
+                adjust(row, request, self._eos_token_ids)
+                if row.max() == -np.inf:
+                    errors[index] = _ALL_MASKED
+            if errors[index] is not None:
+                logits[index] = 0.0  # anything that can be sampled
+        token_ids = self._ops.sample(logits, self._rows(requests)).tolist()
+        return [
+            _sampled(token_ids[index], raw.get(index, logits[index]), request, errors[index])
+            for index, request in enumerate(requests)
+        ]
+
+    def add_prompt_logprobs(self, logits: torch.Tensor, request: Request, position: int) -> None:
+        """Append the log-probabilities of the prompt token at `position`, which logits [V] float32 predict."""
+        if request.prompt_logprobs is None:
+            request.prompt_logprobs = [None]  # nothing predicts the first token
+        assert len(request.prompt_logprobs) == position
+        wanted = request.params.prompt_logprobs
+        assert wanted is not None
+        request.prompt_logprobs.append(token_logprobs(logits, request.prompt_token_ids[position], wanted))
+
+    def _rows(self, requests: Sequence[Request]) -> SamplingRows:
+        params = [request.params for request in requests]
+        return SamplingRows(
+            temperature=_floats([0.0 if p.is_greedy else p.temperature for p in params]),
+            top_k=torch.tensor([min(max(p.top_k, 0), self._vocab) for p in params], dtype=torch.int32),
+            top_p=_floats([max(p.top_p, LEAST_TOP_P) for p in params]),
+            min_p=_floats([p.min_p for p in params]),
+            uniform=torch.from_numpy(
+                uniforms([r.seed for r in requests], [r.num_output_tokens for r in requests]),
+            ),
+        )
+
+
+def uniforms(seeds: Sequence[int], positions: Sequence[int]) -> npt.NDArray[np.float32]:
+    """A number in [0, 1) for each (seed, position): 24 bits of element `position` of splitmix64 started at `seed`."""
+    state = np.array(seeds, np.uint64)
+    state = state + np.uint64(0x9E3779B97F4A7C15) * (np.array(positions, np.uint64) + np.uint64(1))
+    state = (state ^ (state >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
+    state = (state ^ (state >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
+    state = (state ^ (state >> np.uint64(31))) >> np.uint64(40)
+    numbers: npt.NDArray[np.float32] = np.ldexp(state.astype(np.float32), -24)
+    return numbers
+
+
+def token_logprobs(
+    logits: torch.Tensor, token_id: int, count: int, others: Sequence[int] | None = None
+) -> dict[int, Logprob]:
+    """Log-probabilities from logits [V]: of `token_id`, and of `others` or else of the `count` likeliest (-1: all)."""
+    logprobs = torch.log_softmax(logits, dim=0)  # one row at a time: no other row can change its bits
+    found = {token_id: _ranked(logprobs, token_id)}
+    if others is not None:
+        found.update((other, _ranked(logprobs, other)) for other in others if other != token_id)
+        return found
+    values, ids = torch.topk(logprobs, len(logprobs) if count == -1 else min(count, len(logprobs)))
+    for rank, (value, other) in enumerate(zip(values.tolist(), ids.tolist(), strict=True), start=1):
+        found[other] = Logprob(value, rank)
+    return found
+
+
+def _ranked(logprobs: torch.Tensor, token_id: int) -> Logprob:
+    value = logprobs[token_id]
+    return Logprob(float(value), 1 + int((logprobs > value).sum()))
+
+
+def _sampled(token_id: int, raw: torch.Tensor, request: Request, error: str | None) -> SampledToken:
+    count = request.params.num_logprobs
+    if error is not None or count is None:
+        return SampledToken(token_id, None, error)
+    return SampledToken(token_id, token_logprobs(raw, token_id, count, request.params.logprob_token_ids))
+
+
+def _floats(values: Sequence[float]) -> torch.Tensor:
+    return torch.tensor(values, dtype=torch.float32)
