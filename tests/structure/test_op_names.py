@@ -1,0 +1,54 @@
+"""An op has one name: in the interface, the reference, the native ops, the binding and the kernels' files."""
+
+from __future__ import annotations
+
+import inspect
+import re
+from collections.abc import Callable
+
+import pytest
+from sources import ROOT
+
+from moelens.ops.interface import Ops
+from moelens.ops.native import NativeOps
+from moelens.ops.reference import ReferenceOps
+
+OPS = {name: value for name, value in vars(Ops).items() if inspect.isfunction(value) and not name.startswith("_")}
+# Ops that say in Python how things lie in memory, and one whose work another's kernel does: a down projection is a
+# matrix like any other.
+WITHOUT_A_KERNEL = {"matrix_shape", "gate_up_shape", "down_shape", "kv_shapes", "pack_down"}
+# What the modules offer beside the ops.
+BESIDE_OPS = {"available_isas", "best_isa"}
+
+BINDINGS = "".join(path.read_text(encoding="utf-8") for path in (ROOT / "csrc/cpu/bindings").glob("*"))
+KERNELS = "".join(path.read_text(encoding="utf-8") for path in (ROOT / "csrc/cpu/kernels").glob("*"))
+
+
+def parameters(function: Callable[..., object]) -> list[tuple[str, object, object]]:
+    return [(p.name, p.kind, p.default) for p in inspect.signature(function).parameters.values()]
+
+
+def public_methods(implementation: type) -> set[str]:
+    return {name for name, value in vars(implementation).items() if inspect.isfunction(value) and name[0] != "_"}
+
+
+@pytest.mark.parametrize("implementation", [ReferenceOps, NativeOps])
+def test_implementations_have_the_ops_and_nothing_else(implementation: type) -> None:
+    assert public_methods(implementation) == set(OPS)
+
+
+@pytest.mark.parametrize("implementation", [ReferenceOps, NativeOps])
+@pytest.mark.parametrize("name", OPS)
+def test_arguments_are_the_interfaces(name: str, implementation: type) -> None:
+    assert parameters(getattr(implementation, name)) == parameters(OPS[name])
+
+
+@pytest.mark.parametrize("name", sorted(set(OPS) - WITHOUT_A_KERNEL))
+def test_binding_and_kernel_have_the_ops_name(name: str) -> None:
+    assert re.search(rf'def\(\s*"{name}"', BINDINGS), f"no binding is called {name}"
+    assert re.search(rf"\b{name}\b", KERNELS), f"no file in csrc/cpu/kernels has a kernel called {name}"
+
+
+def test_bindings_are_ops() -> None:
+    bound = set(re.findall(r'def\(\s*"(\w+)"', BINDINGS))
+    assert bound <= set(OPS) | BESIDE_OPS, "a binding that is no op"
