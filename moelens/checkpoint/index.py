@@ -49,7 +49,7 @@ def find_tensors(folder: Path) -> dict[str, StoredTensor]:
 
 def _only_file(folder: Path) -> Path:
     """The one .safetensors file of a folder without an index."""
-    if (folder / SINGLE).exists():
+    if (folder / SINGLE).is_file():
         return folder / SINGLE
     found = sorted(folder.glob("*.safetensors"))
     if len(found) == 1:

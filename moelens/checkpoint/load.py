@@ -8,7 +8,7 @@ from pathlib import Path
 from moelens.checkpoint.check import check_tensors
 from moelens.checkpoint.index import find_tensors
 from moelens.checkpoint.jobs import Job, cut, run
-from moelens.checkpoint.reading import WeightReader
+from moelens.checkpoint.reading import WeightReader, affordable_threads
 from moelens.checkpoint.safetensors import StoredTensor
 from moelens.memory.weights import WeightStore, allocate
 from moelens.models.architecture import Architecture
@@ -33,10 +33,12 @@ def load_weights(
     check_tensors(folder, tensors, architecture)
     store = allocate(architecture, ops)
     jobs = sorted(cut(architecture, store, ops), key=lambda job: _position(job, tensors))
+    dtype = architecture.config.dtype
     scratch_elements = max((job.elements for job in jobs if job.target is None), default=0)
     used = {span.name: tensors[span.name] for job in jobs for span in job.spans}
-    with WeightReader(used, architecture.config.dtype, scratch_elements) as reader:
-        run(jobs, reader.work, threads=threads, progress=progress)
+    with WeightReader(used, dtype, scratch_elements) as reader:
+        affordable = affordable_threads(store.nbytes, scratch_elements * dtype.itemsize)
+        run(jobs, reader.work, threads=min(threads, affordable), progress=progress)
     return store
 
 

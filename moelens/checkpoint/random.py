@@ -10,7 +10,7 @@ import numpy.typing as npt
 import torch
 
 from moelens.checkpoint.jobs import Job, cut, run
-from moelens.checkpoint.reading import Scratch
+from moelens.checkpoint.reading import Scratch, affordable_threads
 from moelens.memory.weights import WeightStore, allocate
 from moelens.models.architecture import Architecture
 from moelens.ops.interface import Ops
@@ -34,8 +34,11 @@ def random_weights(
     """
     store = allocate(architecture, ops)
     jobs = list(cut(architecture, store, ops))
-    source = _RandomSource(architecture.config.dtype, seed, max(job.elements for job in jobs))
-    run(jobs, source.work, threads=threads, progress=progress)
+    dtype = architecture.config.dtype
+    scratch_elements = max((job.elements for job in jobs if job.target is None), default=0)
+    source = _RandomSource(dtype, seed, scratch_elements)
+    affordable = affordable_threads(store.nbytes, scratch_elements * dtype.itemsize)
+    run(jobs, source.work, threads=min(threads, affordable), progress=progress)
     return store
 
 

@@ -35,6 +35,15 @@ class Scratch(threading.local):
         return self._memory.view(0, self._dtype, (elements,))
 
 
+def affordable_threads(weight_bytes: int, scratch_bytes: int) -> int:
+    """How many threads may each take `scratch_bytes`: what they take together stays small beside the weights.
+
+    It matters where an expert, which is packed whole, is large: one of Mixtral-8x22B's takes 400 MB.
+    """
+    allowed = weight_bytes // 20 + (128 << 20)
+    return max(1, allowed // max(1, scratch_bytes))
+
+
 class WeightReader:
     """Reads jobs' elements from `tensors`, converted to `dtype`; `close` it, or use it in a with statement."""
 

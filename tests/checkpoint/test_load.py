@@ -26,6 +26,7 @@ from tiny_checkpoint import (
 from moelens.checkpoint import jobs, reading
 from moelens.checkpoint.jobs import weight_bytes
 from moelens.checkpoint.load import load_weights
+from moelens.checkpoint.reading import affordable_threads
 from moelens.errors import CapacityError, CheckpointError, UnsupportedModelError
 from moelens.models.architecture import Form, TensorSpec
 
@@ -364,3 +365,11 @@ def test_weights_that_do_not_fit_are_refused_before_any_is_read(tmp_path, tiny, 
     monkeypatch.setattr(os, "preadv", None)
     with pytest.raises(CapacityError, match=r"the model's weights .* is available"):
         load(tmp_path, tiny)
+
+
+@pytest.mark.parametrize(
+    ("weight_bytes", "scratch_bytes", "threads"),
+    [(10**9, 10**6, 184), (10**9, 10**8, 1), (0, 0, 1 << 27), (10**9, 10**12, 1), (280 * 10**9, 400 * 10**6, 35)],
+)
+def test_threads_that_the_scratch_allows(weight_bytes, scratch_bytes, threads):
+    assert affordable_threads(weight_bytes, scratch_bytes) == threads
