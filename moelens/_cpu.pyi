@@ -25,3 +25,18 @@ class Kernels:
         out: Tensor,
     ) -> None: ...
     def pack_matrix(self, source: Tensor, storage: Tensor, first_row: int) -> None: ...
+    def experts(
+        self,
+        x: Tensor,
+        gate_up: Tensor,
+        down: Tensor,
+        width: int,
+        ids: Tensor,
+        scores: Tensor,
+        activation: str,
+        residual: Tensor | None,
+        scale: float,
+        out: Tensor,
+    ) -> None: ...
+    def pack_gate_up(self, gate: Tensor, up: Tensor, storage: Tensor) -> None: ...
+    def pack_down(self, source: Tensor, storage: Tensor) -> None: ...

@@ -112,4 +112,16 @@ TensorView Arguments::matrix(const char* name, py::handle object, Shape shape, D
     return tensor;
 }
 
+void Arguments::check_indices(const char* name, const TensorView& indices, int64_t count) const {
+    int64_t elements = 1;
+    for (int i = 0; i < indices.rank; ++i) elements *= indices.shape[i];
+    const auto* values = static_cast<const int32_t*>(indices.data);
+    for (int64_t i = 0; i < elements; ++i) {
+        if (values[i] < 0 || values[i] >= count) {
+            reject(std::string(name) + " must be in [0, " + std::to_string(count) + "), found " +
+                   std::to_string(values[i]));
+        }
+    }
+}
+
 }  // namespace moelens

@@ -38,6 +38,9 @@ class Arguments {
     // A matrix whose rows or whose columns are contiguous.
     TensorView matrix(const char* name, pybind11::handle object, Shape shape, DTypes dtypes);
 
+    // Every element of an int32 tensor must be in [0, count).
+    void check_indices(const char* name, const TensorView& indices, int64_t count) const;
+
     // Throws a ValueError that names the op.
     [[noreturn]] void reject(const std::string& message) const;
     void require(bool condition, const char* message) const {

@@ -47,13 +47,34 @@ struct MatrixSource {
     int64_t row_stride, column_stride;
 };
 
+enum class Activation : uint8_t { kSilu, kGelu, kGeluTanh };
+
+// x [T, H], ids [T, A] (all in [0, E)), scores [T, A], gate_up: packed [E, 2, I, H], down: packed [E, H, I] ->
+// out [T, H] = residual + scale * Σ_a scores[t, a] * down(act(gate x) ⊙ up x); residual may be null.
+struct ExpertsArgs {
+    Element element;
+    Activation activation;
+    int64_t tokens, hidden, experts, active, width;
+    const void* x;
+    const void* gate_up;
+    const void* down;
+    const int32_t* ids;
+    const float* scores;
+    const void* residual;
+    void* out;
+    float scale;
+};
+
 struct KernelTable {
     const char* isa;
     void (*rms_norm)(const Context&, const NormArgs&);
     void (*layer_norm)(const Context&, const NormArgs&);
     void (*linear)(const Context&, const LinearArgs&);
+    void (*experts)(const Context&, const ExpertsArgs&);
     // Fills whole panels: rows past source.rows in the last panel become zero. Runs on the calling thread.
     void (*pack_matrix)(Element, const MatrixSource&, void* storage);
+    // Gate and up of one expert: panels of 16 rows of gate beside the same 16 rows of up.
+    void (*pack_gate_up)(Element, const MatrixSource& gate, const MatrixSource& up, void* storage);
 };
 
 }  // namespace moelens

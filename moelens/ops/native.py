@@ -85,10 +85,10 @@ class NativeOps:
         self._kernels.pack_matrix(source, storage, first_row)
 
     def pack_gate_up(self, gate: torch.Tensor, up: torch.Tensor, storage: torch.Tensor) -> None:
-        raise NotImplementedError
+        self._kernels.pack_gate_up(gate, up, storage)
 
     def pack_down(self, source: torch.Tensor, storage: torch.Tensor) -> None:
-        self._kernels.pack_matrix(source, storage, 0)
+        self._kernels.pack_down(source, storage)
 
     def kv_shapes(
         self, blocks: int, kv_heads: int, head_dim: int, block_tokens: int, dtype: torch.dtype
@@ -151,7 +151,11 @@ class NativeOps:
         residual: torch.Tensor | None = None,
         scale: float = 1.0,
     ) -> torch.Tensor:
-        raise NotImplementedError
+        out = torch.empty_like(x)
+        self._kernels.experts(
+            x, weights.gate_up, weights.down, weights.width, ids, scores, activation.value, residual, scale, out
+        )
+        return out
 
     # --- attention ----------------------------------------------------------------------------------------------------
     def write_kv(self, k: torch.Tensor, v: torch.Tensor, cache: KVLayer, slots: torch.Tensor) -> None:

@@ -107,9 +107,9 @@ def test_wrong_arguments_of_linear_are_named() -> None:
         ops.linear(torch.randn(3, 9), matrix)
     with pytest.raises(ValueError, match=r"linear: x must be contiguous, found strides \[1, 3\]"):
         ops.linear(torch.randn(10, 3).T, matrix)
-    with pytest.raises(TypeError, match="linear: x must be float32 or bfloat16, found torch.float64"):
+    with pytest.raises(TypeError, match=r"linear: x must be float32 or bfloat16, found torch\.float64"):
         ops.linear(x.double(), matrix)
-    with pytest.raises(TypeError, match="linear: weight must be bfloat16, found torch.float32"):
+    with pytest.raises(TypeError, match=r"linear: weight must be bfloat16, found torch\.float32"):
         ops.linear(x.bfloat16(), Matrix(torch.zeros(2, 5, 32, 2), 40, 10))
     with pytest.raises(ValueError, match=r"linear: weight must be \[3, 10, 32\], found \[2, 10, 32\]"):
         ops.linear(x, Matrix(matrix.data, 65, 10))
@@ -119,7 +119,7 @@ def test_wrong_arguments_of_linear_are_named() -> None:
         ops.linear(x, matrix, bias=torch.zeros(41))
     with pytest.raises(ValueError, match=r"linear: residual must be \[T, N\] = \[3, 40\], found \[4, 40\]"):
         ops.linear(x, matrix, residual=torch.zeros(4, 40))
-    with pytest.raises(TypeError, match="linear: x must be a torch.Tensor, found list"):
+    with pytest.raises(TypeError, match=r"linear: x must be a torch\.Tensor, found list"):
         _cpu.Kernels(ops.isa, 1).linear([1.0], matrix.data, 40, 10, None, None, 1.0, torch.empty(1, 40))  # type: ignore[arg-type]
 
 

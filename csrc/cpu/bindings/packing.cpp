@@ -43,10 +43,30 @@ void pack_matrix(Kernels& self, py::handle source, py::handle storage, int64_t f
                              static_cast<char*>(panels.data) + first_panel * panel_bytes);
 }
 
+void pack_gate_up(Kernels& self, py::handle gate, py::handle up, py::handle storage) {
+    Arguments arguments("pack_gate_up");
+    const TensorView first = arguments.matrix("gate", gate, {"I", "K"}, kFloating);
+    const TensorView second = arguments.matrix("up", up, {"I", "K"}, {first.dtype});
+    const TensorView panels =
+        check_storage(arguments, storage, divide_up(arguments["I"], kPanelColumns / 2), first.dtype);
+    py::gil_scoped_release release;
+    self.table().pack_gate_up(element_of(first), source_of(first), source_of(second), panels.data);
+}
+
+void pack_down(Kernels& self, py::handle source, py::handle storage) {
+    Arguments arguments("pack_down");
+    const TensorView rows = arguments.matrix("source", source, {"N", "K"}, kFloating);
+    const TensorView panels = check_storage(arguments, storage, divide_up(arguments["N"], kPanelColumns), rows.dtype);
+    py::gil_scoped_release release;
+    self.table().pack_matrix(element_of(rows), source_of(rows), panels.data);
+}
+
 }  // namespace
 
 void bind_packing(KernelsClass& kernels) {
-    kernels.def("pack_matrix", pack_matrix, py::arg("source"), py::arg("storage"), py::arg("first_row"));
+    kernels.def("pack_matrix", pack_matrix, py::arg("source"), py::arg("storage"), py::arg("first_row"))
+        .def("pack_gate_up", pack_gate_up, py::arg("gate"), py::arg("up"), py::arg("storage"))
+        .def("pack_down", pack_down, py::arg("source"), py::arg("storage"));
 }
 
 }  // namespace moelens

@@ -32,11 +32,52 @@ void linear(Kernels& self, py::handle x, py::handle weight, int64_t rows, int64_
                          added.data, base.data, result.data, static_cast<float>(scale)});
 }
 
+Activation activation_named(const Arguments& arguments, const std::string& name) {
+    if (name == "silu") return Activation::kSilu;
+    if (name == "gelu") return Activation::kGelu;
+    if (name == "gelu_tanh") return Activation::kGeluTanh;
+    arguments.reject("activation must be silu, gelu or gelu_tanh, found " + name);
+}
+
+// The packed matrices [N, K] of all experts, of x's dtype.
+TensorView packed_experts(Arguments& arguments, const char* name, py::handle storage, int64_t panels, int64_t columns,
+                          DType dtype) {
+    if (dtype == DType::kFloat32) {
+        return arguments.storage(name, storage, {"E", panels, columns, kPanelColumns}, {dtype});
+    }
+    return arguments.storage(name, storage, {"E", panels, divide_up(columns, 2), kPanelColumns, 2}, {dtype});
+}
+
+void experts(Kernels& self, py::handle x, py::handle gate_up, py::handle down, int64_t width, py::handle ids,
+             py::handle scores, const std::string& activation, py::handle residual, double scale, py::handle out) {
+    Arguments arguments("experts");
+    const TensorView input = arguments.tensor("x", x, {"T", "H"}, kFloating);
+    const int64_t hidden = arguments["H"];
+    if (width < 1) arguments.reject("width must be at least 1, found " + std::to_string(width));
+    const TensorView first =
+        packed_experts(arguments, "gate_up", gate_up, divide_up(width, kPanelColumns / 2), hidden, input.dtype);
+    const TensorView second =
+        packed_experts(arguments, "down", down, divide_up(hidden, kPanelColumns), width, input.dtype);
+    const TensorView chosen = arguments.tensor("ids", ids, {"T", "A"}, {DType::kInt32});
+    const TensorView weights = arguments.tensor("scores", scores, {"T", "A"}, {DType::kFloat32});
+    const TensorView base = arguments.optional("residual", residual, {"T", "H"}, {input.dtype});
+    const TensorView result = arguments.tensor("out", out, {"T", "H"}, {input.dtype});
+    arguments.check_indices("ids", chosen, arguments["E"]);
+    self.call(self.table().experts,
+              ExpertsArgs{element_of(input), activation_named(arguments, activation), arguments["T"], hidden,
+                          arguments["E"], arguments["A"], width, input.data, first.data, second.data,
+                          static_cast<const int32_t*>(chosen.data), static_cast<const float*>(weights.data), base.data,
+                          result.data, static_cast<float>(scale)});
+}
+
 }  // namespace
 
 void bind_products(KernelsClass& kernels) {
-    kernels.def("linear", linear, py::arg("x"), py::arg("weight"), py::arg("rows"), py::arg("columns"), py::arg("bias"),
-                py::arg("residual"), py::arg("scale"), py::arg("out"));
+    kernels
+        .def("linear", linear, py::arg("x"), py::arg("weight"), py::arg("rows"), py::arg("columns"), py::arg("bias"),
+             py::arg("residual"), py::arg("scale"), py::arg("out"))
+        .def("experts", experts, py::arg("x"), py::arg("gate_up"), py::arg("down"), py::arg("width"), py::arg("ids"),
+             py::arg("scores"), py::arg("activation"), py::arg("residual"), py::arg("scale"), py::arg("out"));
 }
 
 }  // namespace moelens

@@ -2,11 +2,23 @@
 
 #include "kernels/lanes.inl.h"
 #include "kernels/norm.inl.h"
+#include "kernels/math.inl.h"
 #include "kernels/tile.inl.h"
 #include "kernels/panels.inl.h"
 #include "kernels/linear.inl.h"
+#include "kernels/expert_plan.inl.h"
+#include "kernels/experts.inl.h"
 #include "kernels/pack.inl.h"
 
+// One name a line, in the order of KernelTable.
+// clang-format off
 constexpr KernelTable kTable = {
-    MOELENS_ISA, rms_norm, layer_norm, linear, pack_matrix,
+    MOELENS_ISA,
+    rms_norm,
+    layer_norm,
+    linear,
+    experts,
+    pack_matrix,
+    pack_gate_up,
 };
+// clang-format on

@@ -1,4 +1,4 @@
-// pack_matrix: weights into panels of 32 columns, pairs of bfloat16 interleaved (see tile.inl.h); padding is zero.
+// pack_matrix and pack_gate_up: weights into panels of 32 columns (see tile.inl.h); padding is zero.
 
 // Rows [first, first + count) of the source, as columns `lane` … of the panel; missing rows are zeros.
 template <class T>
@@ -57,4 +57,20 @@ void pack_matrix_typed(const MatrixSource& source, float* storage) {
 void pack_matrix(Element element, const MatrixSource& source, void* storage) {
     float* out = static_cast<float*>(storage);
     element == Element::kBFloat16 ? pack_matrix_typed<Bf16>(source, out) : pack_matrix_typed<float>(source, out);
+}
+
+template <class T>
+void pack_gate_up_typed(const MatrixSource& gate, const MatrixSource& up, float* storage) {
+    constexpr int kHalf = kPanelColumns / 2;
+    const int64_t panel_floats = divide_rounding_up(gate.columns, ColumnUnits<T>::type::kElements) * kPanelColumns;
+    for (int64_t row = 0; row < gate.rows; row += kHalf) {
+        float* panel = storage + row / kHalf * panel_floats;
+        pack_any_lanes<T>(gate, row, kHalf, panel, 0);
+        pack_any_lanes<T>(up, row, kHalf, panel, kHalf);
+    }
+}
+
+void pack_gate_up(Element element, const MatrixSource& gate, const MatrixSource& up, void* storage) {
+    float* out = static_cast<float*>(storage);
+    element == Element::kBFloat16 ? pack_gate_up_typed<Bf16>(gate, up, out) : pack_gate_up_typed<float>(gate, up, out);
 }

@@ -1,0 +1,236 @@
+// experts: for each token, the weighted sum of its chosen experts' gated feed-forward blocks.
+//
+// Phase 1, tasks of (expert, some rows, some panels): act(gate x) * up x, written as the panels of A that down reads.
+// Phase 2, tasks of (group of tokens, 32 columns of the result): down of every expert for these columns, then the sum
+// over each token's experts in ascending order of a. Only this thread's cache sees the experts' separate results.
+
+template <class T>
+struct ExpertsCall {
+    using F = Format<T>;
+
+    const ExpertsArgs& args;
+    int64_t first_token;  // of the chunk of tokens that is being computed
+    ExpertPlan plan;
+    GateUpTiling tiling;
+    int64_t steps, floats;            // of x's rows
+    int64_t down_steps, down_floats;  // of the inner activations' rows
+    float* inner;                     // panels of A, [slots] rows
+    int32_t* packed;                  // [threads]: the block of rows that a thread has packed, -1: none
+};
+
+// Memory cut from one block, each piece aligned to a cache line.
+struct Carver {
+    char* at;  // null: only count
+    size_t bytes = 0;
+
+    template <class P>
+    P* take(int64_t count) {
+        P* piece = at ? reinterpret_cast<P*>(at + bytes) : nullptr;
+        bytes += (static_cast<size_t>(count) * sizeof(P) + 63) / 64 * 64;
+        return piece;
+    }
+};
+
+template <class T>
+void carve(Carver& carver, ExpertsCall<T>& call, int64_t most_tasks, int threads) {
+    const int64_t slots = call.plan.tokens * call.plan.active;
+    call.plan.segments = carver.take<Segment>(call.plan.segment_count);
+    call.plan.tasks = carver.take<GateUpTask>(most_tasks);
+    call.plan.slot_at = carver.take<int32_t>(slots);
+    call.plan.place = carver.take<int32_t>(slots);
+    call.packed = carver.take<int32_t>(threads);
+    call.inner = carver.take<float>(slots * call.down_floats);
+}
+
+template <class T>
+void pack_block(const ExpertsCall<T>& call, const Segment& segment, const Panels& a, float* rows) {
+    const T* x = static_cast<const T*>(call.args.x) + call.first_token * call.args.hidden;
+    for (int64_t tile = a.first_tile; tile < a.last_tile; ++tile) {
+        const int64_t begin = a.begin(tile);
+        const int count = static_cast<int>(a.begin(tile + 1) - begin);
+        const T* sources[kMaxRows];
+        for (int r = 0; r < count; ++r) {
+            const int64_t slot = call.plan.slot_at[segment.begin + begin + r];
+            sources[r] = x + slot / call.plan.active * call.args.hidden;
+        }
+        pack_rows<typename ExpertsCall<T>::F>(sources, count, call.args.hidden,
+                                              rows + (begin - a.first_row()) * call.floats);
+    }
+}
+
+// The words of 16 neighbouring inner activations of one row, into the panel of `count` rows that down reads.
+template <class T>
+MOELENS_INLINE void put_words(const T* values, int64_t words, int count, float* panel) {
+    using U = typename RowUnits<Format<T>>::type;
+    for (int64_t u = 0; u < words; ++u) {
+        if (U::kElements == 2) {
+            memcpy(panel + u * count, values + 2 * u, sizeof(float));
+        } else {
+            panel[u * count] = widen(values[u]);
+        }
+    }
+}
+
+// sums [rows][16 of gate, 16 of up] -> act(gate) * up, rounded once, as columns 16 * panel … of the inner activations.
+template <class T>
+void finish_gate_up(const ExpertsCall<T>& call, const Segment& segment, const Panels& a, const float* sums,
+                    int64_t panel) {
+    constexpr int kHalf = kPanelColumns / 2;
+    const int64_t per_row = kHalf / RowUnits<Format<T>>::type::kElements;
+    const int64_t first_word = panel * per_row, words = smaller(per_row, call.down_floats - first_word);
+    for (int64_t tile = a.first_tile; tile < a.last_tile; ++tile) {
+        const int64_t begin = a.begin(tile);
+        const int count = static_cast<int>(a.begin(tile + 1) - begin);
+        float* out = call.inner + (segment.begin + begin) * call.down_floats + first_word * count;
+        for (int r = 0; r < count; ++r, sums += kPanelColumns) {
+            T values[kHalf];
+            for (int c = 0; c < kHalf; c += kLanes) {
+                store(values + c, activate(call.args.activation, load(sums + c)) * load(sums + kHalf + c));
+            }
+            put_words(values, words, count, out + r);
+        }
+    }
+}
+
+template <class T>
+void run_gate_up(const Context& context, const ExpertsCall<T>& call) {
+    const int64_t panel_floats = call.steps * kPanelColumns;
+    const int64_t block_rows = call.tiling.tiles_per_block * kMaxRows;
+    run_tasks(context, call.plan.task_count, [&](int64_t index, int thread) {
+        const GateUpTask& task = call.plan.tasks[index];
+        const Segment& segment = call.plan.segments[task.segment];
+        float* sums = static_cast<float*>(context.scratch.local[thread].data());
+        float* rows = sums + block_rows * kPanelColumns;
+        Panels a{rows, segment.rows, segment.tiles, task.first_tile, task.last_tile};
+        if (call.packed[thread] != task.block) {
+            pack_block(call, segment, a, rows);
+            call.packed[thread] = task.block;
+        }
+        a.data -= a.first_row() * call.floats;
+        const float* weights = static_cast<const float*>(call.args.gate_up);
+        for (int64_t panel = task.first_panel; panel < task.last_panel; ++panel) {
+            const float* b = weights + (segment.expert * call.tiling.panels + panel) * panel_floats;
+            multiply_panel<Format<T>>(a, b, call.steps, sums, panel + 1 < task.last_panel ? b + panel_floats : b);
+            finish_gate_up(call, segment, a, sums, panel);
+        }
+    });
+}
+
+// out [tokens, columns of one panel] from the experts' separate results [sorted slots][32].
+template <class T>
+void combine(const ExpertsCall<T>& call, int64_t group, const float* results, int64_t first_slot, int64_t column) {
+    const ExpertsArgs& args = call.args;
+    const int64_t columns = smaller(kPanelColumns, args.hidden - column);
+    const F32 scale = splat(args.scale);
+    for (int64_t t = call.plan.first_token(group); t < call.plan.first_token(group + 1); ++t) {
+        const int64_t token = call.first_token + t;
+        const float* scores = args.scores + token * args.active;
+        const int32_t* place = call.plan.place + t * args.active;
+        const T* residual = static_cast<const T*>(args.residual) + token * args.hidden + column;
+        T* out = static_cast<T*>(args.out) + token * args.hidden + column;
+        for (int64_t c = 0; c < columns; c += kLanes) {
+            F32 y = zeros();
+            for (int64_t a = 0; a < args.active; ++a) {
+                y = fma(splat(scores[a]), load(results + (place[a] - first_slot) * kPanelColumns + c), y);
+            }
+            y = args.residual ? fma(y, scale, load_up_to(residual + c, columns - c)) : y * scale;
+            store_up_to(out + c, y, columns - c);
+        }
+    }
+}
+
+template <class T>
+void run_down(const Context& context, const ExpertsCall<T>& call) {
+    const int64_t panels = divide_rounding_up(call.args.hidden, kPanelColumns);
+    const int64_t panel_floats = call.down_steps * kPanelColumns;
+    const float* weights = static_cast<const float*>(call.args.down);
+    run_tasks(context, call.plan.groups * panels, [&](int64_t index, int thread) {
+        const int64_t group = index / panels, panel = index % panels;
+        const Segment* segments = call.plan.segments + group * call.args.experts;
+        float* results = static_cast<float*>(context.scratch.local[thread].data());
+        const int64_t first_slot = segments[0].begin;
+        for (int64_t e = 0; e < call.args.experts; ++e) {
+            const Segment& segment = segments[e];
+            if (segment.rows == 0) continue;
+            int64_t following = e + 1;
+            while (following < call.args.experts && segments[following].rows == 0) ++following;
+            if (following == call.args.experts) following = e;
+            const float* b = weights + (e * panels + panel) * panel_floats;
+            const float* next = weights + (following * panels + panel) * panel_floats;
+            const Panels a{call.inner + segment.begin * call.down_floats, segment.rows, segment.tiles, 0,
+                           segment.tiles};
+            multiply_panel<Format<T>>(a, b, call.down_steps, results + (segment.begin - first_slot) * kPanelColumns,
+                                      next);
+        }
+        combine(call, group, results, first_slot, panel * kPanelColumns);
+    });
+}
+
+// Groups of tokens such that there are tasks for all threads in phase 2.
+MOELENS_INLINE int64_t count_groups(int64_t tokens, int64_t hidden, int threads) {
+    constexpr int64_t kTasksPerThread = 24, kFewestTokens = 512;
+    const int64_t wanted = divide_rounding_up(kTasksPerThread * threads, divide_rounding_up(hidden, kPanelColumns));
+    return larger(1, smaller(wanted, tokens / kFewestTokens));
+}
+
+template <class T>
+void run_chunk(const Context& context, const ExpertsArgs& args, int64_t first_token, int64_t tokens) {
+    using F = Format<T>;
+    constexpr int64_t kRowBytes = 384 * 1024, kFewestTiles = 8, kTasksPerThread = 24, kLeastCost = 128 * 1024;
+    const int threads = context.team.threads();
+    ExpertsCall<T> call{args,
+                        first_token,
+                        {},
+                        {},
+                        steps_of<F>(args.hidden),
+                        row_floats<F>(args.hidden),
+                        steps_of<F>(args.width),
+                        row_floats<F>(args.width),
+                        nullptr,
+                        nullptr};
+    ExpertPlan& plan = call.plan;
+    plan.tokens = tokens;
+    plan.active = args.active;
+    plan.groups = count_groups(tokens, args.hidden, threads);
+    plan.segment_count = plan.groups * args.experts;
+
+    GateUpTiling& tiling = call.tiling;
+    tiling.panels = divide_rounding_up(args.width, kPanelColumns / 2);
+    tiling.panel_bytes = call.steps * kStepBytes;
+    tiling.tiles_per_block = larger(kFewestTiles, kRowBytes / (call.floats * kMaxRows * 4));
+    const int64_t slots = tokens * args.active, used = smaller(plan.segment_count, slots);
+    const int64_t cost = tiling.panels * tiling.panel_bytes * (used + slots / kRowsPerRead);  // at most
+    tiling.task_cost = larger(kLeastCost, cost / (kTasksPerThread * threads));
+    const int64_t most_tiles = used + slots / kMaxRows, blocks = used + most_tiles / tiling.tiles_per_block;
+    const int64_t most_tasks = blocks + 2 * divide_rounding_up(cost, tiling.task_cost);
+
+    Carver count{nullptr};
+    carve(count, call, most_tasks, threads);
+    Carver carver{static_cast<char*>(context.scratch.shared.reserve(count.bytes))};
+    carve(carver, call, most_tasks, threads);
+    const int64_t gate_up_floats = tiling.tiles_per_block * kMaxRows * (call.floats + kPanelColumns);
+    const int64_t down_results = (tokens / plan.groups + 1) * args.active * kPanelColumns;
+    for (int thread = 0; thread < threads; ++thread) {
+        call.packed[thread] = -1;
+        context.scratch.local[thread].reserve(larger(gate_up_floats, down_results) * 4);
+    }
+    sort_slots(args.ids + first_token * args.active, args.experts, plan);
+    cut_gate_up(tiling, plan);
+    run_gate_up(context, call);
+    run_down(context, call);
+}
+
+// Tokens are computed in chunks, so that the inner activations stay near the last-level cache.
+template <class T>
+void experts_typed(const Context& context, const ExpertsArgs& args) {
+    constexpr int64_t kInnerBytes = 32 << 20, kFewestTokens = 512;
+    const int64_t token_bytes = larger(1, args.active * row_floats<Format<T>>(args.width) * 4);
+    const int64_t chunk = larger(kFewestTokens, kInnerBytes / token_bytes);
+    for (int64_t token = 0; token < args.tokens; token += chunk) {
+        run_chunk<T>(context, args, token, smaller(chunk, args.tokens - token));
+    }
+}
+
+void experts(const Context& context, const ExpertsArgs& args) {
+    args.element == Element::kBFloat16 ? experts_typed<Bf16>(context, args) : experts_typed<float>(context, args);
+}
