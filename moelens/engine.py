@@ -89,12 +89,13 @@ class Engine:
         self.plan = plan
         self.totals = EngineTotals()
         self.max_model_len = stopping.max_model_len
+        self.eos_token_ids = stopping.eos_token_ids
         self._architecture = architecture
         self._weights = weights
         self._ops = ops
         self._cache = KVCache(self.config, ops, blocks=plan.kv_blocks, block_tokens=plan.block_tokens)
         self._executor = Executor(machine)
-        self._sampler = Sampler(ops, vocab=self.config.vocab, eos_token_ids=self.config.eos_token_ids)
+        self._sampler = Sampler(ops, vocab=self.config.vocab, eos_token_ids=stopping.eos_token_ids)
         self._stopping = stopping
         self._scheduler = Scheduler(plan, self._finish)
 
@@ -102,11 +103,6 @@ class Engine:
     def vocab(self) -> int:
         """Number of token ids."""
         return self.config.vocab
-
-    @property
-    def eos_token_ids(self) -> tuple[int, ...]:
-        """Tokens that end a request unless it ignores them."""
-        return self.config.eos_token_ids
 
     @property
     def weight_bytes(self) -> int:

@@ -1,0 +1,105 @@
+"""From options to an engine that is ready to run: architecture, plan, weights, cache."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from tqdm.auto import tqdm
+
+from moelens.checkpoint.jobs import weight_bytes
+from moelens.checkpoint.load import load_weights
+from moelens.checkpoint.random import random_weights
+from moelens.checkpoint.source import read_config, read_generation_config
+from moelens.engine import Engine
+from moelens.errors import CapacityError
+from moelens.machine.cpu import CpuMachine
+from moelens.memory.available import available_bytes
+from moelens.memory.kv_cache import kv_block_bytes
+from moelens.memory.weights import WeightStore
+from moelens.models.architecture import Architecture
+from moelens.models.registry import build
+from moelens.ops.native import NativeOps
+from moelens.options import EngineOptions
+from moelens.plan import Plan
+from moelens.planning.default import BLOCK_TOKENS, Limits, Sizes, choose_plan
+from moelens.stopping import Stopping
+from moelens.text.tokenizer import Tokenizer
+
+SHARE_OF_MEMORY = 0.9  # of what is available, when the user names no cpu_memory_bytes
+DTYPES: Mapping[str, torch.dtype | None] = {"auto": None, "bfloat16": torch.bfloat16, "float32": torch.float32}
+
+
+def build_engine(
+    options: EngineOptions, folder: Path, tokenizer: Tokenizer | None, *, show_progress: bool = False
+) -> Engine:
+    """The engine for the checkpoint in `folder`, its weights loaded with a progress bar if `show_progress`.
+
+    Raises CheckpointError, UnsupportedModelError, ConfigError or CapacityError; all that can be known before the
+    weights are read is checked before.
+    """
+    architecture = build(read_config(folder, options.hf_overrides), DTYPES[options.dtype])
+    ops = NativeOps(threads=options.plan.threads if options.plan else options.num_threads)
+    plan, max_model_len = _plan(options, architecture, ops)
+    weights = _weights(options, folder, architecture, ops, show_progress)
+    stopping = Stopping(tokenizer, _eos_token_ids(architecture, folder, tokenizer), max_model_len)
+    return Engine(architecture, weights, ops, CpuMachine(), plan, stopping)
+
+
+def _plan(options: EngineOptions, architecture: Architecture, ops: NativeOps) -> tuple[Plan, int]:
+    config = architecture.config
+    if options.plan is not None:
+        length = min(options.max_model_len or config.max_context, options.plan.kv_tokens)
+        return options.plan, length
+    sizes = Sizes(weight_bytes(architecture), kv_block_bytes(config, ops, BLOCK_TOKENS))
+    limits = Limits(
+        memory_bytes=_memory_bytes(options),
+        max_model_len=options.max_model_len,
+        max_requests=options.max_num_seqs,
+        step_tokens=options.max_num_batched_tokens,
+        kv_bytes=options.kv_cache_memory_bytes,
+    )
+    return choose_plan(config, sizes, limits, ops.threads)
+
+
+def _memory_bytes(options: EngineOptions) -> int:
+    available = available_bytes()
+    if options.cpu_memory_bytes is None:
+        return int(SHARE_OF_MEMORY * available) if available is not None else 1 << 62
+    if available is not None and options.cpu_memory_bytes > available:
+        raise CapacityError(
+            f"cpu_memory_bytes is {options.cpu_memory_bytes}, but only {available} bytes of memory are available. "
+            "Lower it or end other programs."
+        )
+    return options.cpu_memory_bytes
+
+
+def _weights(
+    options: EngineOptions, folder: Path, architecture: Architecture, ops: NativeOps, show_progress: bool
+) -> WeightStore:
+    total = weight_bytes(architecture)
+    with tqdm(total=total, unit="B", unit_scale=True, desc="Loading weights", disable=not show_progress) as bar:
+
+        def progress(nbytes: int) -> None:
+            bar.update(nbytes)
+
+        if options.load_format == "dummy":
+            return random_weights(architecture, ops, seed=options.seed, threads=ops.threads, progress=progress)
+        return load_weights(folder, architecture, ops, threads=ops.threads, progress=progress)
+
+
+def _eos_token_ids(architecture: Architecture, folder: Path, tokenizer: Tokenizer | None) -> tuple[int, ...]:
+    """Every token that the model's files call an end: of config.json, generation_config.json and the tokenizer."""
+    named: set[int] = set(architecture.config.eos_token_ids)
+    named.update(_ids(read_generation_config(folder).get("eos_token_id")))
+    if tokenizer is not None and tokenizer.eos_token_id is not None:
+        named.add(tokenizer.eos_token_id)
+    return tuple(sorted(named))
+
+
+def _ids(value: Any) -> Iterable[int]:
+    if value is None:
+        return ()
+    return (value,) if isinstance(value, int) else value
