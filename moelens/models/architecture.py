@@ -32,8 +32,8 @@ class Piece:
     """Rows of one checkpoint tensor.
 
     `shape` is the whole tensor's shape as the file must state it. All dimensions but the last are taken together as
-    rows (a vector's elements are its rows); `rows` picks [begin, end) of them (None: all). `transposed` says that the piece, as picked, is the transpose
-    of what is wanted.
+    rows (a vector's elements are its rows); `rows` picks [begin, end) of them (None: all). `transposed` says that the
+    piece, as picked, is the transpose of what is wanted.
     """
 
     name: str
