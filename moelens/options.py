@@ -1,0 +1,84 @@
+"""What the user asked of the engine: the arguments of `LLM` that reach it, checked."""
+
+from __future__ import annotations
+
+import numbers
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from moelens.errors import ConfigError
+from moelens.plan import Plan
+
+DTYPES = ("auto", "bfloat16", "float32")
+DEVICES = ("auto", "cpu")
+LOAD_FORMATS = ("auto", "safetensors", "dummy")
+
+
+@dataclass(frozen=True)
+class EngineOptions:
+    """None stands for "to be chosen" throughout; sizes are in tokens, requests or bytes as the names say.
+
+    `dtype` is what weights, activations and cache are computed in ("auto": the checkpoint's own). `load_format`
+    "dummy" makes random weights from the config alone. `plan` fixes everything that is otherwise derived from the
+    sizes. `hf_overrides` replaces entries of config.json.
+
+    Raises ConfigError for a value that can't be.
+    """
+
+    model: str
+    dtype: str = "auto"
+    seed: int = 0
+    max_model_len: int | None = None
+    max_num_seqs: int | None = None
+    max_num_batched_tokens: int | None = None
+    kv_cache_memory_bytes: int | None = None
+    cpu_memory_bytes: int | None = None
+    num_threads: int | None = None
+    device: str = "auto"
+    load_format: str = "auto"
+    revision: str | None = None
+    hf_token: str | bool | None = None
+    hf_overrides: Mapping[str, Any] | None = None
+    download_dir: str | None = None
+    plan: Plan | None = None
+
+    def __post_init__(self) -> None:
+        _require_choice("dtype", self.dtype, DTYPES, "moelens computes in bfloat16 or float32")
+        _require_choice("device", self.device, DEVICES, "this version of moelens computes on the CPU")
+        _require_choice("load_format", self.load_format, LOAD_FORMATS, "weights are read from safetensors files only")
+        _require_whole("seed", self.seed, None)
+        for name in ("max_model_len", "max_num_seqs", "max_num_batched_tokens", "num_threads"):
+            _require_whole(name, getattr(self, name), 1)
+        for name in ("kv_cache_memory_bytes", "cpu_memory_bytes"):
+            _require_whole(name, getattr(self, name), 1)
+        if self.hf_overrides is not None and not isinstance(self.hf_overrides, Mapping):
+            raise ConfigError(
+                f"hf_overrides must be a dict of entries of config.json, got {type(self.hf_overrides).__name__}."
+            )
+        if self.plan is not None and (given := self._fixed_by_plan()):
+            raise ConfigError(f"{', '.join(given)} can't be given together with plan, which fixes it: leave one out.")
+        if self.max_num_batched_tokens is not None and self.max_num_batched_tokens < (self.max_num_seqs or 1):
+            raise ConfigError(
+                f"max_num_batched_tokens ({self.max_num_batched_tokens}) must be greater than or equal to max_num_seqs "
+                f"({self.max_num_seqs}): every request of a step takes a row."
+            )
+
+    def _fixed_by_plan(self) -> list[str]:
+        names = ("max_num_seqs", "max_num_batched_tokens", "kv_cache_memory_bytes", "num_threads")
+        return [name for name in names if getattr(self, name) is not None]
+
+
+def _require_choice(name: str, value: object, choices: tuple[str, ...], reason: str) -> None:
+    if value not in choices:
+        allowed = ", ".join(map(repr, choices[:-1])) + f" or {choices[-1]!r}"
+        raise ConfigError(f"{name}={value!r} is not supported: {reason}. Use {allowed}.")
+
+
+def _require_whole(name: str, value: object, least: int | None) -> None:
+    if value is None and least is not None:
+        return
+    if isinstance(value, bool) or not isinstance(value, numbers.Integral):
+        raise ConfigError(f"{name} must be an integer, got {value!r}.")
+    if least is not None and value < least:
+        raise ConfigError(f"{name} must be at least {least}, got {value}.")

@@ -1,0 +1,47 @@
+"""EngineOptions: every refusal, with its message."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from moelens.errors import ConfigError
+from moelens.options import EngineOptions
+from moelens.plan import Plan
+
+PLAN = Plan(step_tokens=8, max_requests=4, kv_blocks=4)
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        ({"dtype": "float16"}, "dtype='float16' is not supported: .* Use 'auto', 'bfloat16' or 'float32'"),
+        ({"device": "cuda"}, "device='cuda' is not supported: .* computes on the CPU. Use 'auto' or 'cpu'"),
+        ({"load_format": "pt"}, "load_format='pt' is not supported: .*safetensors"),
+        ({"seed": None}, "seed must be an integer, got None"),
+        ({"seed": 1.5}, "seed must be an integer, got 1.5"),
+        ({"max_model_len": 0}, "max_model_len must be at least 1, got 0"),
+        ({"max_num_seqs": -1}, "max_num_seqs must be at least 1, got -1"),
+        ({"max_num_batched_tokens": "8k"}, "max_num_batched_tokens must be an integer, got '8k'"),
+        ({"kv_cache_memory_bytes": 0}, "kv_cache_memory_bytes must be at least 1"),
+        ({"cpu_memory_bytes": 1e9}, "cpu_memory_bytes must be an integer"),
+        ({"num_threads": True}, "num_threads must be an integer, got True"),
+        ({"hf_overrides": ["a"]}, "hf_overrides must be a dict .*, got list"),
+        ({"plan": PLAN, "num_threads": 2, "max_num_seqs": 2}, "max_num_seqs, num_threads can't be given together"),
+        (
+            {"max_num_seqs": 9, "max_num_batched_tokens": 8},
+            r"max_num_batched_tokens \(8\) must be greater than or equal to max_num_seqs \(9\)",
+        ),
+    ],
+)
+def test_a_wrong_option_is_named(fields: dict[str, Any], message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        EngineOptions("model", **fields)
+
+
+def test_options_have_defaults_and_are_frozen() -> None:
+    options = EngineOptions("model", plan=PLAN, max_model_len=10)
+    assert (options.dtype, options.device, options.load_format, options.seed) == ("auto", "auto", "auto", 0)
+    with pytest.raises(AttributeError):
+        options.seed = 1  # type: ignore[misc]
