@@ -50,6 +50,7 @@ class EngineTotals:
     steps: int = 0
     prompt_tokens: int = 0
     output_tokens: int = 0
+    decode_rows: int = 0
     prefill_seconds: float = 0.0
     decode_seconds: float = 0.0
     schedule_seconds: float = 0.0
@@ -62,6 +63,7 @@ class EngineTotals:
         self.steps += 1
         self.prompt_tokens += report.prompt_tokens
         self.output_tokens += report.output_tokens
+        self.decode_rows += report.decode_rows
         self.prefill_seconds += report.seconds * report.prefill_rows / rows
         self.decode_seconds += report.seconds * report.decode_rows / rows
         self.schedule_seconds += schedule_seconds

@@ -11,6 +11,7 @@ from moelens.bench import machine
 from moelens.bench.arguments import Options
 from moelens.bench.report import Hardware, Measurement
 from moelens.bench.workload import BenchRequest, make_requests
+from moelens.ops.native import choose_isa
 from moelens.sampling_params import SamplingParams
 
 if TYPE_CHECKING:
@@ -42,7 +43,7 @@ def measure(options: Options, make_llm: Callable[..., LLM]) -> tuple[Measurement
         prompt_tokens=sum(len(output.prompt_token_ids) for output in outputs),
         output_tokens=sum(len(completion.token_ids) for output in outputs for completion in output.outputs),
         elapsed_seconds=elapsed,
-        prefill_tokens=after.prefill_rows - before.prefill_rows,
+        prefill_tokens=after.prompt_tokens - before.prompt_tokens,
         prefill_seconds=after.prefill_seconds - before.prefill_seconds,
         decode_tokens=after.decode_rows - before.decode_rows,
         decode_seconds=after.decode_seconds - before.decode_seconds,
@@ -58,7 +59,7 @@ def measure(options: Options, make_llm: Callable[..., LLM]) -> tuple[Measurement
         cpu=machine.cpu_name(),
         cores=machine.cpu_cores(),
         memory_bytes=machine.memory_bytes(),
-        isa=engine.isa,
+        isa=choose_isa(None),
         threads=engine.plan.threads,
     )
     return measurement, hardware, dataclasses.asdict(engine.plan)

@@ -11,6 +11,7 @@ from moelens.bench import machine
 from moelens.bench.arguments import parse_arguments
 from moelens.bench.measure import measure
 from moelens.bench.report import Hardware, Measurement, to_json, to_text
+from moelens.ops.native import choose_isa
 from moelens.plan import Plan
 
 MEASUREMENT = Measurement(
@@ -68,7 +69,7 @@ def test_json_begins_with_vllms_keys_and_adds_ours() -> None:
 @dataclass
 class Totals:
     steps: int = 0
-    prefill_rows: int = 0
+    prompt_tokens: int = 0
     decode_rows: int = 0
     prefill_seconds: float = 0.0
     decode_seconds: float = 0.0
@@ -92,7 +93,6 @@ class CountingLLM:
             plan=plan,
             weight_bytes=5,
             kv_bytes=6,
-            isa="scalar",
             scheduler=SimpleNamespace(preemptions=0),
         )
 
@@ -100,7 +100,7 @@ class CountingLLM:
         self.calls.append((prompts, params))
         totals = self.engine.totals
         totals.steps += 1
-        totals.prefill_rows += sum(len(prompt["prompt_token_ids"]) for prompt in prompts)
+        totals.prompt_tokens += sum(len(prompt["prompt_token_ids"]) for prompt in prompts)
         totals.prefill_seconds += 0.25
         self.engine.scheduler.preemptions += 1
         return [
@@ -120,7 +120,7 @@ def run(*flags: str) -> tuple[CountingLLM, Measurement]:
         return made[0]
 
     measurement, hardware, plan = measure(parse_arguments(["--model", "m", *flags]), make_llm)  # type: ignore[arg-type]
-    assert hardware.isa == "scalar" and hardware.threads == plan["threads"] == 2
+    assert hardware.isa == choose_isa(None) and hardware.threads == plan["threads"] == 2
     return made[0], measurement
 
 

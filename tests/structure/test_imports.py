@@ -43,11 +43,12 @@ ALLOWED: dict[str, set[str]] = {
     # all of it together
     "engine": RECORDS
     | {"ops", "ops.interface", "models", "memory", "machine", "schedule", "pipeline", "planning", "text", "stopping"},
-    "llm": RECORDS
-    | {"cost", "ops", "models", "memory", "machine", "schedule", "pipeline", "planning", "text"}
-    | {"ops.interface", "checkpoint", "stopping", "engine"},
+    "options": RECORDS,
+    "assembly": RECORDS
+    | {"ops", "models", "memory", "machine", "checkpoint", "planning", "text", "stopping", "engine", "options"},
+    "llm": RECORDS | {"models", "checkpoint", "text", "engine", "options", "assembly"},
     "": RECORDS | {"llm"},
-    "bench": RECORDS | {"", "llm"},
+    "bench": RECORDS | {"", "llm", "ops"},
 }
 
 
