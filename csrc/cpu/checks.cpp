@@ -64,7 +64,7 @@ void Arguments::match(const char* name, const TensorView& tensor, Shape shape) {
     reject(std::string(name) + " must be " + describe(shape) + ", found " + describe_shape(tensor.shape, tensor.rank));
 }
 
-TensorView Arguments::view(const char* name, py::handle object, Shape shape, DTypes dtypes) {
+TensorView Arguments::view(const char* name, py::handle object, DTypes dtypes) {
     const TensorView tensor = view_tensor(op_, name, object);
     bool known = false;
     for (DType dtype : dtypes) known = known || tensor.dtype == dtype;
@@ -74,15 +74,36 @@ TensorView Arguments::view(const char* name, py::handle object, Shape shape, DTy
         const std::string found = py::str(object.attr("dtype"));
         throw py::type_error(std::string(op_) + ": " + name + " must be " + expected + ", found " + found);
     }
-    match(name, tensor, shape);
     return tensor;
 }
 
-TensorView Arguments::tensor(const char* name, py::handle object, Shape shape, DTypes dtypes) {
-    const TensorView tensor = view(name, object, shape, dtypes);
+void Arguments::check_contiguous(const char* name, const TensorView& tensor) const {
     if (!tensor.is_contiguous()) {
         reject(std::string(name) + " must be contiguous, found strides " + describe_shape(tensor.strides, tensor.rank) +
                "; pass .contiguous()");
+    }
+}
+
+TensorView Arguments::tensor(const char* name, py::handle object, Shape shape, DTypes dtypes) {
+    const TensorView tensor = view(name, object, dtypes);
+    match(name, tensor, shape);
+    check_contiguous(name, tensor);
+    return tensor;
+}
+
+TensorView Arguments::any_shape(const char* name, py::handle object, DTypes dtypes) {
+    const TensorView tensor = view(name, object, dtypes);
+    check_contiguous(name, tensor);
+    return tensor;
+}
+
+TensorView Arguments::like(const char* name, py::handle object, const TensorView& other) {
+    const TensorView tensor = any_shape(name, object, {other.dtype});
+    bool equal = tensor.rank == other.rank;
+    for (int i = 0; equal && i < other.rank; ++i) equal = tensor.shape[i] == other.shape[i];
+    if (!equal) {
+        reject(std::string(name) + " must be " + describe_shape(other.shape, other.rank) + ", found " +
+               describe_shape(tensor.shape, tensor.rank));
     }
     return tensor;
 }
@@ -102,7 +123,8 @@ TensorView Arguments::storage(const char* name, py::handle object, Shape shape, 
 }
 
 TensorView Arguments::matrix(const char* name, py::handle object, Shape shape, DTypes dtypes) {
-    const TensorView tensor = view(name, object, shape, dtypes);
+    const TensorView tensor = view(name, object, dtypes);
+    match(name, tensor, shape);
     const bool rows = tensor.strides[1] == 1 || tensor.shape[1] <= 1;
     const bool columns = tensor.strides[0] == 1 || tensor.shape[0] <= 1;
     if (!rows && !columns) {
@@ -113,8 +135,7 @@ TensorView Arguments::matrix(const char* name, py::handle object, Shape shape, D
 }
 
 void Arguments::check_indices(const char* name, const TensorView& indices, int64_t count) const {
-    int64_t elements = 1;
-    for (int i = 0; i < indices.rank; ++i) elements *= indices.shape[i];
+    const int64_t elements = indices.count();
     const auto* values = static_cast<const int32_t*>(indices.data);
     for (int64_t i = 0; i < elements; ++i) {
         if (values[i] < 0 || values[i] >= count) {

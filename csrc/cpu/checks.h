@@ -31,6 +31,9 @@ class Arguments {
 
     // A contiguous tensor.
     TensorView tensor(const char* name, pybind11::handle object, Shape shape, DTypes dtypes);
+    TensorView any_shape(const char* name, pybind11::handle object, DTypes dtypes);
+    // A contiguous tensor of the shape and dtype of `other`.
+    TensorView like(const char* name, pybind11::handle object, const TensorView& other);
     // A contiguous tensor, or None: then data is null.
     TensorView optional(const char* name, pybind11::handle object, Shape shape, DTypes dtypes);
     // Packed storage: contiguous, and starting at a multiple of 64 bytes.
@@ -48,7 +51,8 @@ class Arguments {
     }
 
   private:
-    TensorView view(const char* name, pybind11::handle object, Shape shape, DTypes dtypes);
+    TensorView view(const char* name, pybind11::handle object, DTypes dtypes);
+    void check_contiguous(const char* name, const TensorView& tensor) const;
     void match(const char* name, const TensorView& tensor, Shape shape);
     std::string describe(Shape shape) const;
     int find(const char* letter) const;

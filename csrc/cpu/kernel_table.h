@@ -26,6 +26,48 @@ struct NormArgs {
     float eps;
 };
 
+// table [V, H], token_ids [T] (all in [0, V)) -> out [T, H]
+struct EmbedArgs {
+    Element element;
+    int64_t rows, width;
+    const void* table;
+    const int32_t* token_ids;
+    void* out;
+};
+
+// x [T, heads, D], positions [T], inverse_frequencies [pairs] -> out, x with elements i and i + pairs of a head
+// rotated.
+struct RotaryArgs {
+    Element element;
+    int64_t rows, heads, head_dim, pairs;
+    const void* x;
+    const int32_t* positions;
+    const float* inverse_frequencies;
+    void* out;
+    float magnitude;
+};
+
+// x -> out, element by element; `parameter` is clamp's limit or scale's factor.
+struct ElementwiseArgs {
+    Element element;
+    int64_t count;
+    const void* x;
+    void* out;
+    float parameter;
+};
+
+enum class Scoring : uint8_t { kSoftmax, kTopkSoftmax };
+
+// logits [T, E] -> ids [T, A], weights [T, A]; norm 0: the weights are left as they are.
+struct RouteArgs {
+    int64_t rows, experts, active;
+    Scoring scoring;
+    float norm;
+    const float* logits;
+    int32_t* ids;
+    float* weights;
+};
+
 // x [T, K], weight: packed [N, K] -> out [T, N] = residual + scale * (x Wᵀ + bias); bias and residual may be null.
 struct LinearArgs {
     Element element;      // of x, weight, bias and residual
@@ -69,6 +111,12 @@ struct KernelTable {
     const char* isa;
     void (*rms_norm)(const Context&, const NormArgs&);
     void (*layer_norm)(const Context&, const NormArgs&);
+    void (*embed)(const Context&, const EmbedArgs&);
+    void (*rotary)(const Context&, const RotaryArgs&);
+    void (*clamp)(const Context&, const ElementwiseArgs&);
+    void (*scale)(const Context&, const ElementwiseArgs&);
+    void (*sigmoid)(const Context&, const ElementwiseArgs&);
+    void (*route)(const Context&, const RouteArgs&);
     void (*linear)(const Context&, const LinearArgs&);
     void (*experts)(const Context&, const ExpertsArgs&);
     // Fills whole panels: rows past source.rows in the last panel become zero. Runs on the calling thread.

@@ -74,6 +74,12 @@ bool TensorView::is_contiguous() const {
     return true;
 }
 
+int64_t TensorView::count() const {
+    int64_t elements = 1;
+    for (int i = 0; i < rank; ++i) elements *= shape[i];
+    return elements;
+}
+
 TensorView view_tensor(const char* op, const char* argument, py::handle object) {
     const std::string where = std::string(op) + ": " + argument;
     const int known = PyObject_IsInstance(object.ptr(), torch.tensor);

@@ -20,6 +20,7 @@ struct TensorView {
     int64_t strides[kMaxRank] = {};  // in elements
 
     bool is_contiguous() const;
+    int64_t count() const;
 };
 
 // Must run once, when the module is imported.

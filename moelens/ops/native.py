@@ -97,7 +97,9 @@ class NativeOps:
 
     # --- row-wise -----------------------------------------------------------------------------------------------------
     def embed(self, table: torch.Tensor, token_ids: torch.Tensor) -> torch.Tensor:
-        raise NotImplementedError
+        out = torch.empty((len(token_ids), table.shape[1]), dtype=table.dtype)
+        self._kernels.embed(table, token_ids, out)
+        return out
 
     def rms_norm(self, x: torch.Tensor, weight: torch.Tensor, eps: float) -> torch.Tensor:
         out = torch.empty_like(x)
@@ -126,19 +128,30 @@ class NativeOps:
     def rotary(
         self, x: torch.Tensor, positions: torch.Tensor, inverse_frequencies: torch.Tensor, magnitude: float
     ) -> torch.Tensor:
-        raise NotImplementedError
+        out = torch.empty_like(x)
+        self._kernels.rotary(x, positions, inverse_frequencies, magnitude, out)
+        return out
 
     def clamp(self, x: torch.Tensor, limit: float) -> torch.Tensor:
-        raise NotImplementedError
+        out = torch.empty_like(x)
+        self._kernels.clamp(x, limit, out)
+        return out
 
     def scale(self, x: torch.Tensor, factor: float) -> torch.Tensor:
-        raise NotImplementedError
+        out = torch.empty_like(x)
+        self._kernels.scale(x, factor, out)
+        return out
 
     def sigmoid_scores(self, x: torch.Tensor, weight: Matrix) -> torch.Tensor:
-        raise NotImplementedError
+        out = torch.empty((x.shape[0], 1), dtype=torch.float32)
+        self._kernels.sigmoid_scores(x, weight.data, weight.rows, weight.columns, out)
+        return out
 
     def route(self, logits: torch.Tensor, routing: Routing) -> tuple[torch.Tensor, torch.Tensor]:
-        raise NotImplementedError
+        ids = torch.empty((logits.shape[0], routing.active), dtype=torch.int32)
+        weights = torch.empty((logits.shape[0], routing.active), dtype=torch.float32)
+        self._kernels.route(logits, routing.scoring.value, routing.norm, ids, weights)
+        return ids, weights
 
     def experts(
         self,

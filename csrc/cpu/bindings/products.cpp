@@ -32,6 +32,18 @@ void linear(Kernels& self, py::handle x, py::handle weight, int64_t rows, int64_
                          added.data, base.data, result.data, static_cast<float>(scale)});
 }
 
+void sigmoid_scores(Kernels& self, py::handle x, py::handle weight, int64_t rows, int64_t columns, py::handle out) {
+    Arguments arguments("sigmoid_scores");
+    if (rows != 1) arguments.reject("weight must be [1, K], found " + std::to_string(rows) + " rows");
+    arguments.set("K", columns);
+    const TensorView input = arguments.tensor("x", x, {"T", "K"}, kFloating);
+    const TensorView panel = packed_matrix(arguments, "weight", weight, rows, columns, input.dtype);
+    const TensorView result = arguments.tensor("out", out, {"T", 1}, {DType::kFloat32});
+    self.call(self.table().linear, LinearArgs{element_of(input), Element::kFloat32, arguments["T"], columns, rows,
+                                              input.data, panel.data, nullptr, nullptr, result.data, 1.0f});
+    self.call(self.table().sigmoid, ElementwiseArgs{Element::kFloat32, arguments["T"], result.data, result.data, 0.0f});
+}
+
 Activation activation_named(const Arguments& arguments, const std::string& name) {
     if (name == "silu") return Activation::kSilu;
     if (name == "gelu") return Activation::kGelu;
@@ -76,6 +88,8 @@ void bind_products(KernelsClass& kernels) {
     kernels
         .def("linear", linear, py::arg("x"), py::arg("weight"), py::arg("rows"), py::arg("columns"), py::arg("bias"),
              py::arg("residual"), py::arg("scale"), py::arg("out"))
+        .def("sigmoid_scores", sigmoid_scores, py::arg("x"), py::arg("weight"), py::arg("rows"), py::arg("columns"),
+             py::arg("out"))
         .def("experts", experts, py::arg("x"), py::arg("gate_up"), py::arg("down"), py::arg("width"), py::arg("ids"),
              py::arg("scores"), py::arg("activation"), py::arg("residual"), py::arg("scale"), py::arg("out"));
 }

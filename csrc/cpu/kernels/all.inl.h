@@ -1,8 +1,12 @@
 // All kernels of one variant, included inside its target region and namespace, and their table.
 
 #include "kernels/lanes.inl.h"
-#include "kernels/norm.inl.h"
 #include "kernels/math.inl.h"
+#include "kernels/norm.inl.h"
+#include "kernels/embed.inl.h"
+#include "kernels/rotary.inl.h"
+#include "kernels/elementwise.inl.h"
+#include "kernels/route.inl.h"
 #include "kernels/tile.inl.h"
 #include "kernels/panels.inl.h"
 #include "kernels/linear.inl.h"
@@ -16,6 +20,12 @@ constexpr KernelTable kTable = {
     MOELENS_ISA,
     rms_norm,
     layer_norm,
+    embed,
+    rotary,
+    clamp,
+    scale,
+    sigmoid,
+    route,
     linear,
     experts,
     pack_matrix,

@@ -52,3 +52,38 @@ MOELENS_INLINE F32 activate(Activation activation, F32 x) {
     }
     return x;
 }
+
+// Within some units of 1e-7 for |x| up to about a million: positions times the fastest frequency, 1.
+MOELENS_INLINE void sincos(F32 x, F32& cosine, F32& sine) {
+    if (!kFused) {  // the reduction below needs the exact product
+        float angles[kLanes], cosines[kLanes], sines[kLanes];
+        store(angles, x);
+        for (int i = 0; i < kLanes; ++i) {
+            cosines[i] = cosf(angles[i]);
+            sines[i] = sinf(angles[i]);
+        }
+        cosine = load(cosines);
+        sine = load(sines);
+        return;
+    }
+    const F32 n = round_even(x * splat(0.63661977f));  // quarter turns
+    F32 r = fma(n, splat(-1.57079637f), x);            // π/2 in three parts
+    r = fma(n, splat(4.37113883e-8f), r);
+    r = fma(n, splat(1.71512489e-15f), r);
+    const F32 square = r * r;
+    F32 s = fma(splat(-1.9515296e-4f), square, splat(8.3321609e-3f));
+    s = fma(s, square, splat(-1.6666655e-1f));
+    s = fma(s * square, r, r);
+    F32 c = fma(splat(2.4433157e-5f), square, splat(-1.3887316e-3f));
+    c = fma(c, square, splat(4.1666646e-2f));
+    c = fma(c * square, square, fma(splat(-0.5f), square, splat(1.0f)));
+    // n modulo 4 says which of s, c, -s, -c is the sine; the cosine is a quarter turn ahead.
+    const F32 quarter = n - splat(4.0f) * round_even(fma(n, splat(0.25f), splat(-0.375f)));
+    const auto pick = [&](F32 a, F32 b, F32 c, F32 d) {
+        const F32 low = where_less(quarter, splat(0.5f), a, b), high = where_less(quarter, splat(2.5f), c, d);
+        return where_less(quarter, splat(1.5f), low, high);
+    };
+    const F32 minus_s = zeros() - s, minus_c = zeros() - c;
+    sine = pick(s, c, minus_s, minus_c);
+    cosine = pick(c, minus_s, minus_c, s);
+}

@@ -4,6 +4,7 @@
 constexpr int kLanes = 8;
 constexpr int kTileRows = 6;  // rows and vectors of a product's sub-tile: 12 accumulators of 16 registers
 constexpr int kTileVectors = 2;
+constexpr bool kFused = true;  // fma() rounds once
 
 struct F32 {
     __m256 v;

@@ -6,6 +6,7 @@
 constexpr int kLanes = 16;
 constexpr int kTileRows = 12;  // rows and vectors of a product's tile: 24 accumulators of 32 registers
 constexpr int kTileVectors = 2;
+constexpr bool kFused = true;  // fma() rounds once
 
 struct F32 {
     __m512 v;

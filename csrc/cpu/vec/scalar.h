@@ -4,6 +4,7 @@
 constexpr int kLanes = 4;
 constexpr int kTileRows = 6;  // rows and vectors of a product's sub-tile: what the registers hold
 constexpr int kTileVectors = 2;
+constexpr bool kFused = false;  // fma() rounds twice
 
 typedef float Floats __attribute__((vector_size(16)));
 typedef uint32_t Words __attribute__((vector_size(16)));

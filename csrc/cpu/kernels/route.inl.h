@@ -1,0 +1,61 @@
+// route: the experts of each token and their weights, from the router's logits.
+
+// The `active` largest logits, largest first, the lower id first among equals. Ids stay valid and distinct whatever
+// the logits hold: a NaN counts as the smallest.
+MOELENS_INLINE void choose_experts(const float* logits, int64_t experts, int64_t active, int32_t* ids) {
+    int64_t kept = 0;
+    for (int64_t e = 0; e < experts; ++e) {
+        const float logit = logits[e];
+        if (kept == active && !(logit > logits[ids[kept - 1]] || logits[ids[kept - 1]] != logits[ids[kept - 1]]))
+            continue;
+        int64_t at = kept < active ? kept++ : active - 1;
+        for (; at > 0; --at) {
+            const float above = logits[ids[at - 1]];
+            if (!(logit > above || (above != above && logit == logit))) break;
+            ids[at] = ids[at - 1];
+        }
+        ids[at] = static_cast<int32_t>(e);
+    }
+}
+
+// Σ e^(logit - largest) over all experts, in an order that depends on their number alone.
+MOELENS_INLINE float sum_of_exponentials(const float* logits, int64_t experts, float largest_logit) {
+    F32 total = zeros();
+    for (int64_t e = 0; e < experts; e += kLanes) {
+        alignas(64) float terms[kLanes];
+        store(terms, exp(load_up_to(logits + e, experts - e) - splat(largest_logit)));
+        total = total + load_up_to(terms, experts - e);  // lanes past the end count as zero
+    }
+    return sum(total);
+}
+
+MOELENS_INLINE void divide_by_norm(float* weights, int64_t active, float norm) {
+    float total = 0;
+    for (int64_t a = 0; a < active; ++a) total += norm == 1.0f ? fabsf(weights[a]) : powf(fabsf(weights[a]), norm);
+    const float divisor = norm == 1.0f ? total : powf(total, 1.0f / norm);
+    for (int64_t a = 0; a < active; ++a) weights[a] = weights[a] / divisor;
+}
+
+void route(const Context& context, const RouteArgs& args) {
+    for_rows(context, args.rows, 8 * args.experts, [&](int64_t row) {
+        const float* logits = args.logits + row * args.experts;
+        int32_t* ids = args.ids + row * args.active;
+        float* weights = args.weights + row * args.active;
+        choose_experts(logits, args.experts, args.active, ids);
+        const float best = logits[ids[0]];
+        for (int64_t a = 0; a < args.active; a += kLanes) {
+            float chosen[kLanes] = {};
+            const int64_t n = smaller(kLanes, args.active - a);
+            for (int64_t i = 0; i < n; ++i) chosen[i] = logits[ids[a + i]] - best;
+            store_up_to(weights + a, exp(load(chosen)), n);
+        }
+        float total = 0;
+        if (args.scoring == Scoring::kSoftmax) {
+            total = sum_of_exponentials(logits, args.experts, best);
+        } else {
+            for (int64_t a = 0; a < args.active; ++a) total += weights[a];
+        }
+        for (int64_t a = 0; a < args.active; ++a) weights[a] = weights[a] / total;
+        if (args.norm != 0) divide_by_norm(weights, args.active, args.norm);
+    });
+}

@@ -1,0 +1,222 @@
+"""The row-wise ops of every instruction set against float64, and their independence of the batch."""
+
+from __future__ import annotations
+
+import math
+from functools import cache
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from moelens import _cpu
+from moelens.ops.interface import Matrix, Routing, Scoring
+from moelens.ops.native import NativeOps
+
+DTYPES = (torch.float32, torch.bfloat16)
+TOLERANCE = {torch.float32: 1e-6, torch.bfloat16: 4e-3}
+SHAPES = [(1, 1), (1, 16), (3, 37), (70, 128), (40, 1000)]
+isas = pytest.mark.parametrize("isa", _cpu.available_isas())
+dtypes = pytest.mark.parametrize("dtype", DTYPES)
+
+
+@cache
+def native_ops(isa: str, threads: int) -> NativeOps:
+    return NativeOps(threads, isa)
+
+
+def relative_error(out: torch.Tensor, expected: torch.Tensor) -> float:
+    return float((out.double() - expected).norm() / expected.norm())
+
+
+@isas
+@dtypes
+@pytest.mark.parametrize(("rows", "width"), SHAPES)
+def test_rms_norm(isa: str, dtype: torch.dtype, rows: int, width: int) -> None:
+    x, weight = (torch.randn(rows, width) * 0.002).to(dtype), torch.randn(width).to(dtype)  # small, so that eps counts
+    out = native_ops(isa, 2).rms_norm(x, weight, 1e-5)
+    normed = x.double() / torch.sqrt((x.double() ** 2).mean(-1, keepdim=True) + 1e-5)
+    # Where the quotient lies at a border between two bfloat16, float32 may round it the other way.
+    assert relative_error(out, normed.to(dtype).double() * weight.double()) < TOLERANCE[dtype]
+
+
+@isas
+@dtypes
+@pytest.mark.parametrize(("rows", "width"), [shape for shape in SHAPES if shape[1] > 1])
+def test_layer_norm(isa: str, dtype: torch.dtype, rows: int, width: int) -> None:
+    x, weight = (torch.randn(rows, width) + 3).to(dtype), torch.randn(width).to(dtype)
+    out = native_ops(isa, 2).layer_norm(x, weight, 1e-5)
+    expected = torch.nn.functional.layer_norm(x.double(), (width,), weight.double(), eps=1e-5)
+    assert relative_error(out, expected) < TOLERANCE[dtype]
+
+
+@isas
+@dtypes
+def test_embed_copies_rows(isa: str, dtype: torch.dtype) -> None:
+    table = torch.randn(50, 33).to(dtype)
+    ids = torch.randint(0, 50, (70,), dtype=torch.int32)
+    assert torch.equal(native_ops(isa, 2).embed(table, ids), table[ids.long()])
+    with pytest.raises(ValueError, match=r"embed: token_ids must be in \[0, 50\), found 50"):
+        native_ops(isa, 2).embed(table, torch.tensor([3, 50], dtype=torch.int32))
+
+
+@isas
+@dtypes
+@pytest.mark.parametrize(
+    ("rows", "heads", "head_dim", "pairs"), [(1, 1, 2, 1), (7, 3, 64, 32), (40, 2, 50, 19), (5, 2, 8, 0)]
+)
+def test_rotary(isa: str, dtype: torch.dtype, rows: int, heads: int, head_dim: int, pairs: int) -> None:
+    x = torch.randn(rows, heads, head_dim).to(dtype)
+    positions = torch.randint(0, 200_000, (rows,), dtype=torch.int32)
+    frequencies = 10000.0 ** (-torch.arange(pairs) / max(1, pairs))
+    out = native_ops(isa, 2).rotary(x, positions, frequencies, 1.25)
+    angles = (positions.float()[:, None] * frequencies).double()[:, None]  # the angle itself is float32's
+    c, s = 1.25 * angles.cos(), 1.25 * angles.sin()
+    a, b, rest = x.double().split([pairs, pairs, head_dim - 2 * pairs], -1)
+    expected = torch.cat([a * c - b * s, b * c + a * s, rest], -1)
+    assert relative_error(out, expected) < TOLERANCE[dtype]
+    torch.testing.assert_close(out.double(), expected, atol=2e-6 if dtype == torch.float32 else 2e-2, rtol=1e-2)
+
+
+@isas
+def test_rotary_at_the_corners_of_a_turn(isa: str) -> None:
+    positions = torch.arange(0, 3000, dtype=torch.int32)
+    x = torch.tensor([1.0, 0.0]).expand(3000, 1, 2).contiguous()
+    for frequency in (1.0, math.pi / 4, math.pi / 2, -1.0, 1e-30):
+        out = native_ops(isa, 1).rotary(x, positions, torch.tensor([frequency]), 1.0)
+        angles = (positions.float() * torch.tensor(frequency)).double()
+        expected = torch.stack([angles.cos(), angles.sin()], -1)[:, None]
+        torch.testing.assert_close(out.double(), expected, atol=3e-7, rtol=0)
+
+
+def test_rotary_refuses_more_pairs_than_a_head_has() -> None:
+    ops = native_ops(_cpu.best_isa(), 1)
+    with pytest.raises(ValueError, match="rotary: inverse_frequencies must be at most D/2 = 2, found 3"):
+        ops.rotary(torch.zeros(1, 1, 4), torch.zeros(1, dtype=torch.int32), torch.ones(3), 1.0)
+
+
+@isas
+@dtypes
+@pytest.mark.parametrize("shape", [(0, 5), (1, 1), (3, 7, 5), (9, 5000)])
+def test_clamp_and_scale(isa: str, dtype: torch.dtype, shape: tuple[int, ...]) -> None:
+    ops, x = native_ops(isa, 2), torch.randn(shape).to(dtype)
+    assert torch.equal(ops.clamp(x, 0.5), x.clamp(-0.5, 0.5))
+    assert torch.equal(ops.scale(x, 0.3), (x.float() * 0.3).to(dtype))
+
+
+@isas
+def test_clamp_keeps_nans(isa: str) -> None:
+    x = torch.tensor([float("nan"), float("inf"), -float("inf")])
+    expected = torch.tensor([float("nan"), 2.0, -2.0])
+    torch.testing.assert_close(native_ops(isa, 1).clamp(x, 2.0), expected, equal_nan=True)
+
+
+@isas
+def test_rounding_to_bfloat16_is_to_nearest_even(isa: str) -> None:
+    bits = torch.randint(-(2**31), 2**31, (20_000,), dtype=torch.int64).to(torch.int32)
+    x = torch.cat(
+        [bits.view(torch.float32), (bits & 0x7FFF0000 | 0x8000).view(torch.float32), torch.tensor([float("nan")])]
+    )
+    x = x[(x == 0) | (x.abs() >= 2.0**-126) | x.isnan()]  # the bfloat16 instructions flush smaller ones
+    ops = native_ops(isa, 1)
+    one = torch.full(ops.matrix_shape(1, 1, torch.bfloat16), float("nan"), dtype=torch.bfloat16)
+    ops.pack_matrix(torch.ones(1, 1, dtype=torch.bfloat16), one)
+    # x comes in as float32 only through the scale, so take the elements one by one through a product with one.
+    for value in [*x[:: len(x) // 300].tolist(), float("inf"), 65280.0, 1.00390625, 1.01171875]:
+        out = ops.linear(torch.ones(1, 1, dtype=torch.bfloat16), Matrix(one, 1, 1), scale=value)
+        expected = torch.tensor([[value]], dtype=torch.float32).to(torch.bfloat16)
+        torch.testing.assert_close(out, expected, atol=0, rtol=0, equal_nan=True)
+
+
+@isas
+@dtypes
+@pytest.mark.parametrize(("rows", "inner"), [(0, 4), (1, 1), (20, 65)])
+def test_sigmoid_scores(isa: str, dtype: torch.dtype, rows: int, inner: int) -> None:
+    ops = native_ops(isa, 2)
+    x, weight = torch.randn(rows, inner).to(dtype), torch.randn(1, inner).to(dtype)
+    storage = torch.empty(ops.matrix_shape(1, inner, dtype), dtype=dtype)
+    ops.pack_matrix(weight, storage)
+    out = ops.sigmoid_scores(x, Matrix(storage, 1, inner))
+    assert out.dtype == torch.float32
+    torch.testing.assert_close(out.double(), torch.sigmoid(x.double() @ weight.double().T), atol=1e-6, rtol=1e-5)
+
+
+@isas
+@pytest.mark.parametrize("scoring", Scoring)
+@pytest.mark.parametrize("norm", [None, 1.0, 2.0])
+@pytest.mark.parametrize(("rows", "experts", "active"), [(0, 4, 2), (1, 1, 1), (30, 8, 2), (20, 60, 17), (9, 5, 5)])
+def test_route(isa: str, scoring: Scoring, norm: float | None, rows: int, experts: int, active: int) -> None:
+    logits = torch.randn(rows, experts) * 3
+    ids, weights = native_ops(isa, 2).route(logits, Routing(active, scoring, norm))
+    best, expected_ids = logits.double().sort(dim=-1, descending=True, stable=True)
+    assert torch.equal(ids.long(), expected_ids[:, :active])
+    pool = best if scoring is Scoring.SOFTMAX else best[:, :active]
+    expected = torch.softmax(pool, -1)[:, :active]
+    if norm is not None:
+        expected = expected / expected.norm(p=norm, dim=-1, keepdim=True)
+    torch.testing.assert_close(weights.double(), expected, atol=1e-7, rtol=1e-5)
+
+
+@isas
+@pytest.mark.parametrize("scoring", Scoring)
+def test_route_breaks_ties_by_the_lower_id(isa: str, scoring: Scoring) -> None:
+    logits = torch.tensor([[1.0, 2.0, 2.0, 1.0, 2.0], [0.0, 0.0, 0.0, 0.0, 0.0]])
+    ids, _ = native_ops(isa, 1).route(logits, Routing(4, scoring))
+    assert ids.tolist() == [[1, 2, 4, 0], [0, 1, 2, 3]]
+
+
+@isas
+def test_route_gives_valid_distinct_ids_for_any_logits(isa: str) -> None:
+    nan, inf = float("nan"), float("inf")
+    logits = torch.tensor([[nan, 1.0, nan, 2.0], [nan] * 4, [inf, nan, -inf, inf], [-inf] * 4])
+    ids, _ = native_ops(isa, 1).route(logits, Routing(3))
+    assert ids[0].tolist()[:2] == [3, 1]
+    assert ids[2].tolist() == [0, 3, 2]
+    for row in ids.tolist():
+        assert len(set(row)) == 3
+        assert set(row) <= {0, 1, 2, 3}
+
+
+def test_wrong_arguments_of_route_are_named() -> None:
+    ops = native_ops(_cpu.best_isa(), 1)
+    with pytest.raises(ValueError, match="route: active must be from 1 to the number of experts, 4, found 5"):
+        ops.route(torch.zeros(2, 4), Routing(5))
+    with pytest.raises(ValueError, match="route: norm must be above 0 or None, found 0"):
+        ops.route(torch.zeros(2, 4), Routing(2, norm=0.0))
+    with pytest.raises(TypeError, match=r"route: logits must be float32, found torch\.bfloat16"):
+        ops.route(torch.zeros(2, 4, dtype=torch.bfloat16), Routing(2))
+
+
+@isas
+@settings(max_examples=20, deadline=None)
+@given(data=st.data())
+def test_a_row_is_the_same_bits_in_every_batch(isa: str, data: st.DataObject) -> None:
+    dtype = data.draw(st.sampled_from(DTYPES))
+    rows, width = data.draw(st.integers(1, 60)), data.draw(st.integers(2, 700))
+    generator = torch.Generator().manual_seed(data.draw(st.integers(0, 1000)))
+    x, weight = (
+        torch.randn(rows, width, generator=generator).to(dtype),
+        torch.randn(width, generator=generator).to(dtype),
+    )
+    positions = torch.randint(0, 5000, (rows,), generator=generator, dtype=torch.int32)
+    begin = data.draw(st.integers(0, rows - 1))
+    end = data.draw(st.integers(begin + 1, rows))
+    many, alone = native_ops(isa, data.draw(st.integers(1, 3))), native_ops(isa, 1)
+
+    def results(ops: NativeOps, part: slice) -> list[torch.Tensor]:
+        some = x[part].clone()
+        return [
+            ops.rms_norm(some, weight, 1e-6),
+            ops.layer_norm(some, weight, 1e-6),
+            ops.rotary(
+                some[:, None],
+                positions[part].clone(),
+                torch.rand(width // 2, generator=torch.Generator().manual_seed(1)),
+                1.0,
+            ),
+            *ops.route(some.float(), Routing(min(width, 5), norm=1.0)),
+        ]
+
+    for together, apart in zip(results(many, slice(0, rows)), results(alone, slice(begin, end)), strict=True):
+        assert torch.equal(together[begin:end], apart)
