@@ -46,8 +46,15 @@ ALLOWED: dict[str, set[str]] = {
     "options": RECORDS,
     "assembly": RECORDS
     | {"ops", "models", "memory", "machine", "checkpoint", "planning", "text", "stopping", "engine", "options"},
-    "llm": RECORDS | {"models", "checkpoint", "text", "engine", "options", "assembly"},
-    "": RECORDS | {"llm"},
+    # what the user sees
+    "arguments": RECORDS,
+    "defaults": RECORDS | {"checkpoint"},
+    "progress": set(),
+    "results": RECORDS | {"text", "stopping"},
+    "session": RECORDS | {"text", "progress", "results", "engine"},
+    "llm": RECORDS
+    | {"checkpoint", "text", "arguments", "defaults", "progress", "session", "options", "assembly", "engine"},
+    "": RECORDS | {"llm", "text"},
     "bench": RECORDS | {"", "llm", "ops"},
 }
 
