@@ -5,6 +5,7 @@
     │   └── ValidationError                        a sampling parameter or a prompt is wrong (.parameter, .value)
     ├── UnsupportedModelError  (also ValueError)   the checkpoint is fine, but moelens can't run it
     ├── CheckpointError        (also ValueError)   the checkpoint's files are damaged, incomplete or contradictory
+    ├── UnsupportedCallError   (also NotImplementedError) a method of vLLM's LLM that moelens does not have
     ├── CapacityError          (also MemoryError)  it does not fit in the memory that was given
     ├── KernelError            (also RuntimeError) a compiled kernel is missing or refuses this machine
     └── TaskError              (also RuntimeError) a pipeline task failed; the cause is chained
@@ -41,6 +42,10 @@ class UnsupportedModelError(MoelensError, ValueError):
 
 class CheckpointError(MoelensError, ValueError):
     """A checkpoint's files are damaged, incomplete or contradict each other."""
+
+
+class UnsupportedCallError(MoelensError, NotImplementedError):
+    """A method of vLLM's LLM that moelens does not have; the message names the alternative."""
 
 
 class CapacityError(MoelensError, MemoryError):

@@ -56,6 +56,7 @@ class RequestStateStats:
 class RequestOutput:
     """A prompt and the texts generated from it, in the order of their index.
 
+    `request_id` counts the prompts that the LLM was given, and `prompt_index` those of the call that gave this one.
     `prompt_logprobs` has an entry per prompt token (None for the first) when they were asked for. `num_cached_tokens`
     counts prompt tokens that were not computed because they were already cached.
     """
@@ -68,3 +69,12 @@ class RequestOutput:
     finished: bool
     metrics: RequestStateStats | None = None
     num_cached_tokens: int = 0
+    prompt_index: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Metric:
+    """A count that the engine keeps."""
+
+    name: str
+    value: float

@@ -102,5 +102,25 @@ class Tokenizer:
         return text
 
 
+def bad_word_sequences(tokenizer: Tokenizer, words: Sequence[str]) -> tuple[tuple[int, ...], ...]:
+    """The token sequences of each word, at the beginning and in the middle of a text.
+
+    The form after a space counts only where it is a sequence of its own with as many tokens, as in vLLM: others end
+    with the tokens of the plain form or would forbid parts of longer words.
+    """
+    sequences: list[tuple[int, ...]] = []
+    for word in words:
+        texts = [word.lstrip(), " " + word.lstrip()]
+        plain, spaced = (tuple(ids) for ids in tokenizer.encode(texts, {"add_special_tokens": False}))
+        if not plain:
+            raise ValidationError(
+                "bad_words entries must tokenize to at least one token.", parameter="bad_words", value=word
+            )
+        sequences.append(plain)
+        if spaced and spaced[0] != plain[0] and len(spaced) == len(plain):
+            sequences.append(spaced)
+    return tuple(sequences)
+
+
 def _first_line(error: BaseException) -> str:
     return next(iter(str(error).strip().splitlines()), "no message")
