@@ -82,9 +82,9 @@ def to_text(m: Measurement, hardware: Hardware, versions: dict[str, str]) -> str
             f"Decode: {m.decode_tokens_per_second:.2f} tokens/s ({m.decode_tokens} in {m.decode_seconds:.2f} s)",
             f"Steps: {m.steps}, of whose time {100 * _rate(m.schedule_seconds, m.elapsed_seconds):.2f} % scheduling; "
             f"preemptions: {m.preemptions}",
-            f"Peak RSS: {_gib(m.peak_rss_bytes)} (weights {_gib(m.weight_bytes)}, cache {_gib(m.kv_cache_bytes)})",
+            f"Peak RSS: {_size(m.peak_rss_bytes)} (weights {_size(m.weight_bytes)}, cache {_size(m.kv_cache_bytes)} reserved)",
             f"Load: {m.load_seconds:.2f} s",
-            f"CPU: {hardware.cpu}, {hardware.cores} cores, {_gib(hardware.memory_bytes)}; "
+            f"CPU: {hardware.cpu}, {hardware.cores} cores, {_size(hardware.memory_bytes)}; "
             f"{hardware.isa} kernels on {hardware.threads} threads",
             f"Versions: {named}",
         ]
@@ -132,5 +132,5 @@ def _rate(amount: float, seconds: float) -> float:
     return amount / seconds if seconds else 0.0
 
 
-def _gib(count: int) -> str:
-    return f"{count / 2**30:.2f} GiB"
+def _size(count: int) -> str:
+    return f"{count / 2**30:.2f} GiB" if count >= 2**28 else f"{count / 2**20:.2f} MiB"

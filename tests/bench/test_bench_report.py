@@ -27,7 +27,7 @@ MEASUREMENT = Measurement(
     steps=150,
     preemptions=3,
     load_seconds=1.5,
-    weight_bytes=2**30,
+    weight_bytes=2**27,
     kv_cache_bytes=2**29,
     peak_rss_bytes=2**31,
 )
@@ -46,7 +46,7 @@ def test_the_rest_tells_prefill_decode_memory_and_machine() -> None:
     text = to_text(MEASUREMENT, HARDWARE, {"moelens": "0.1", "torch": "2.6"})
     assert "Prefill: 12000.00 tokens/s (6000 in 0.50 s)" in text
     assert "Decode: 1192.00 tokens/s (1490 in 1.25 s)" in text
-    assert "Peak RSS: 2.00 GiB (weights 1.00 GiB, cache 0.50 GiB)" in text
+    assert "Peak RSS: 2.00 GiB (weights 128.00 MiB, cache 0.50 GiB reserved)" in text
     assert "CPU: A CPU, 2 cores, 24.00 GiB; avx2 kernels on 2 threads" in text
     assert "Versions: moelens 0.1, torch 2.6" in text
 
