@@ -18,7 +18,8 @@ struct Context {
 
 // x [T, W] -> out [T, W]
 struct NormArgs {
-    Element element;
+    Element x_element;  // element, or float32
+    Element element;    // of weight and out
     int64_t rows, width;
     const void* x;
     const void* weight;
@@ -70,8 +71,8 @@ struct RouteArgs {
 
 // x [T, K], weight: packed [N, K] -> out [T, N] = residual + scale * (x Wᵀ + bias); bias and residual may be null.
 struct LinearArgs {
-    Element element;      // of x, weight, bias and residual
-    Element out_element;  // element, or float32
+    Element element;      // of x, weight and bias
+    Element out_element;  // of residual and out: element, or float32
     int64_t rows, inner, columns;
     const void* x;
     const void* weight;
@@ -94,7 +95,8 @@ enum class Activation : uint8_t { kSilu, kGelu, kGeluTanh };
 // x [T, H], ids [T, A] (all in [0, E)), scores [T, A], gate_up: packed [E, 2, I, H], down: packed [E, H, I] ->
 // out [T, H] = residual + scale * Σ_a scores[t, a] * down(act(gate x) ⊙ up x); residual may be null.
 struct ExpertsArgs {
-    Element element;
+    Element element;      // of x, gate_up and down
+    Element out_element;  // of residual and out: element, or float32
     Activation activation;
     int64_t tokens, hidden, experts, active, width;
     const void* x;

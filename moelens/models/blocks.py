@@ -146,8 +146,8 @@ class FinishLayer:
 
 
 def look_up(ops: Ops, weights: Weights, token_ids: torch.Tensor) -> torch.Tensor:
-    """The embedding as it is."""
-    return ops.embed(weights.plain["embedding"], token_ids)
+    """The embedding as it is. In float32, as all of the residual stream is."""
+    return ops.embed(weights.plain["embedding"], token_ids).float()
 
 
 @dataclass(frozen=True)

@@ -7,6 +7,7 @@ E experts, A active experts, I expert width, V vocabulary, B tokens per block, N
 
 Every op is row-wise or attends over one request's rows, and a row's result is the same bits whatever rows share the
 call and however many threads compute it. Activations are bfloat16 or float32, contiguous; sums are taken in float32.
+A model that runs in bfloat16 keeps its residual stream in float32, since that halves the error of its logits.
 """
 
 from __future__ import annotations
@@ -136,10 +137,10 @@ class Ops(Protocol):
         """table [V, H], token_ids [T] int32 -> [T, H]."""
 
     def rms_norm(self, x: torch.Tensor, weight: torch.Tensor, eps: float) -> torch.Tensor:
-        """x [T, W] -> x / sqrt(mean(x²) + eps), rounded to x's dtype, times weight [W]."""
+        """x [T, W] of weight's dtype or float32 -> x / sqrt(mean(x²) + eps) * weight [W], in weight's dtype."""
 
     def layer_norm(self, x: torch.Tensor, weight: torch.Tensor, eps: float) -> torch.Tensor:
-        """x [T, W] -> (x - mean) / sqrt(variance + eps) * weight [W]."""
+        """x [T, W] of weight's dtype or float32 -> (x - mean) / sqrt(var(x) + eps) * weight [W], in weight's dtype."""
 
     def linear(
         self,
@@ -151,7 +152,10 @@ class Ops(Protocol):
         scale: float = 1.0,
         dtype: torch.dtype | None = None,
     ) -> torch.Tensor:
-        """x [T, K] -> residual [T, N] + scale * (x Wᵀ + bias [N]), rounded once to `dtype` (x's own, or float32)."""
+        """x [T, K] -> residual [T, N] + scale * (x Wᵀ + bias [N]), rounded once to `dtype`.
+
+        That is x's own or float32; None is the residual's, or without one x's own. A residual is of the same dtype.
+        """
 
     def rotary(
         self, x: torch.Tensor, positions: torch.Tensor, inverse_frequencies: torch.Tensor, magnitude: float
@@ -187,7 +191,8 @@ class Ops(Protocol):
         """x [T, H], ids [T, A] int32, scores [T, A] float32 ->
         residual [T, H] + scale * Σ_a scores[t, a] · down(act(gate x) ⊙ up x) of expert ids[t, a].
 
-        The inner activations are rounded to x's dtype once; the sum over a is taken in float32 in ascending order of a.
+        The result is of the residual's dtype, which is x's own or float32 (x's own without one). The inner activations
+        are rounded to x's dtype once; the sum over a is taken in float32 in ascending order of a.
         """
 
     # --- attention ----------------------------------------------------------------------------------------------------

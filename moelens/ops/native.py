@@ -102,12 +102,12 @@ class NativeOps:
         return out
 
     def rms_norm(self, x: torch.Tensor, weight: torch.Tensor, eps: float) -> torch.Tensor:
-        out = torch.empty_like(x)
+        out = torch.empty_like(x, dtype=weight.dtype)
         self._kernels.rms_norm(x, weight, eps, out)
         return out
 
     def layer_norm(self, x: torch.Tensor, weight: torch.Tensor, eps: float) -> torch.Tensor:
-        out = torch.empty_like(x)
+        out = torch.empty_like(x, dtype=weight.dtype)
         self._kernels.layer_norm(x, weight, eps, out)
         return out
 
@@ -121,7 +121,8 @@ class NativeOps:
         scale: float = 1.0,
         dtype: torch.dtype | None = None,
     ) -> torch.Tensor:
-        out = torch.empty((x.shape[0], weight.rows), dtype=dtype or x.dtype)
+        wanted = dtype or (x.dtype if residual is None else residual.dtype)
+        out = torch.empty((x.shape[0], weight.rows), dtype=wanted)
         self._kernels.linear(x, weight.data, weight.rows, weight.columns, bias, residual, scale, out)
         return out
 
@@ -164,7 +165,7 @@ class NativeOps:
         residual: torch.Tensor | None = None,
         scale: float = 1.0,
     ) -> torch.Tensor:
-        out = torch.empty_like(x)
+        out = torch.empty_like(x, dtype=x.dtype if residual is None else residual.dtype)
         self._kernels.experts(
             x, weights.gate_up, weights.down, weights.width, ids, scores, activation.value, residual, scale, out
         )

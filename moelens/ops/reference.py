@@ -57,13 +57,13 @@ class ReferenceOps:
     def rms_norm(self, x: torch.Tensor, weight: torch.Tensor, eps: float) -> torch.Tensor:
         wide = _widen(x)
         normed = wide * torch.rsqrt(wide.square().mean(-1, keepdim=True) + eps)
-        return normed.to(x.dtype) * weight.to(x.dtype)
+        return _norm_result(normed, x, weight)
 
     def layer_norm(self, x: torch.Tensor, weight: torch.Tensor, eps: float) -> torch.Tensor:
         wide = _widen(x)
         centred = wide - wide.mean(-1, keepdim=True)
         normed = centred * torch.rsqrt(centred.square().mean(-1, keepdim=True) + eps)
-        return (normed * weight.to(wide.dtype)).to(x.dtype)
+        return _norm_result(normed, x, weight)
 
     def linear(
         self,
@@ -79,7 +79,7 @@ class ReferenceOps:
         if bias is not None:
             y = y + bias.to(y.dtype)
         y = _scaled_sum(residual, scale, y)
-        return y if x.dtype == torch.float64 else y.to(dtype or x.dtype)
+        return y.to(_result_dtype(x, residual, dtype))
 
     def rotary(
         self, x: torch.Tensor, positions: torch.Tensor, inverse_frequencies: torch.Tensor, magnitude: float
@@ -136,7 +136,7 @@ class ReferenceOps:
         total = terms[:, 0]
         for place in range(1, ids.shape[1]):
             total = total + terms[:, place]
-        return _scaled_sum(residual, scale, total).to(x.dtype)
+        return _scaled_sum(residual, scale, total).to(_result_dtype(x, residual, None))
 
     # --- attention ----------------------------------------------------------------------------------------------------
     def write_kv(self, k: torch.Tensor, v: torch.Tensor, cache: KVLayer, slots: torch.Tensor) -> None:
@@ -190,6 +190,17 @@ def _product(x: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
 def _scaled_sum(residual: torch.Tensor | None, scale: float, y: torch.Tensor) -> torch.Tensor:
     """residual + scale * y in y's dtype."""
     return scale * y if residual is None else residual.to(y.dtype) + scale * y
+
+
+def _result_dtype(x: torch.Tensor, residual: torch.Tensor | None, dtype: torch.dtype | None) -> torch.dtype:
+    if x.dtype == torch.float64:
+        return x.dtype
+    return dtype or (x.dtype if residual is None else residual.dtype)
+
+
+def _norm_result(normed: torch.Tensor, x: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
+    y = normed * weight.to(normed.dtype)
+    return y if x.dtype == torch.float64 else y.to(weight.dtype)
 
 
 def _activate(x: torch.Tensor, activation: Activation) -> torch.Tensor:

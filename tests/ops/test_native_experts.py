@@ -125,6 +125,10 @@ def test_experts_are_the_weighted_sum(
     residual = torch.randn(tokens, hidden).to(dtype)
     out = ops.experts(p.x, matrices, p.ids, p.scores, Activation.SILU, residual=residual, scale=0.25)
     assert relative_error(out, residual.double() + 0.25 * expected) < TOLERANCE[dtype]
+    wide = residual.float() + 1e-3
+    out = ops.experts(p.x, matrices, p.ids, p.scores, Activation.SILU, residual=wide, scale=0.25)
+    assert out.dtype == torch.float32
+    assert relative_error(out, wide.double() + 0.25 * expected) < TOLERANCE[dtype]
 
 
 @pytest.mark.parametrize("isa", _cpu.available_isas())

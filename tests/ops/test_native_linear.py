@@ -48,6 +48,9 @@ def test_linear_is_the_product(isa: str, dtype: torch.dtype, rows: int, inner: i
     full = ops.linear(x, matrix, bias=bias, residual=residual, scale=0.5)
     assert full.dtype == dtype
     assert relative_error(full, residual.double() + 0.5 * (product + bias.double())) < TOLERANCE[dtype]
+    wide = ops.linear(x, matrix, bias=bias, residual=residual.float() + 1e-3, scale=0.5)
+    assert wide.dtype == torch.float32
+    assert relative_error(wide, residual.double() + 1e-3 + 0.5 * (product + bias.double())) < TOLERANCE[torch.float32]
 
 
 @pytest.mark.parametrize("isa", _cpu.available_isas())

@@ -36,9 +36,8 @@ def relative_error(out: torch.Tensor, expected: torch.Tensor) -> float:
 def test_rms_norm(isa: str, dtype: torch.dtype, rows: int, width: int) -> None:
     x, weight = (torch.randn(rows, width) * 0.002).to(dtype), torch.randn(width).to(dtype)  # small, so that eps counts
     out = native_ops(isa, 2).rms_norm(x, weight, 1e-5)
-    normed = x.double() / torch.sqrt((x.double() ** 2).mean(-1, keepdim=True) + 1e-5)
-    # Where the quotient lies at a border between two bfloat16, float32 may round it the other way.
-    assert relative_error(out, normed.to(dtype).double() * weight.double()) < TOLERANCE[dtype]
+    expected = torch.nn.functional.rms_norm(x.double(), (width,), weight.double(), 1e-5)
+    assert relative_error(out, expected) < TOLERANCE[dtype]
 
 
 @isas
@@ -49,6 +48,19 @@ def test_layer_norm(isa: str, dtype: torch.dtype, rows: int, width: int) -> None
     out = native_ops(isa, 2).layer_norm(x, weight, 1e-5)
     expected = torch.nn.functional.layer_norm(x.double(), (width,), weight.double(), eps=1e-5)
     assert relative_error(out, expected) < TOLERANCE[dtype]
+
+
+@isas
+@pytest.mark.parametrize(("rows", "width"), SHAPES)
+def test_norms_of_float32_round_to_the_weights_dtype(isa: str, rows: int, width: int) -> None:
+    x, weight = torch.randn(rows, width) + 3, torch.randn(width).bfloat16()
+    ops = native_ops(isa, 2)
+    for norm in (ops.rms_norm, ops.layer_norm):
+        out = norm(x, weight, 1e-5)
+        assert out.dtype == torch.bfloat16
+        assert relative_error(out, norm(x, weight.float(), 1e-5).bfloat16().double()) < 1e-7
+    with pytest.raises(TypeError, match="rms_norm: weight must be bfloat16, found torch.float32"):
+        ops.rms_norm(x.bfloat16(), weight.float(), 1e-5)
 
 
 @isas

@@ -70,11 +70,14 @@ def test_norms_equal_torch(random: torch.Generator, dtype: torch.dtype) -> None:
     )
 
 
-def test_rms_norm_rounds_before_the_weight(random: torch.Generator) -> None:
-    x = torch.randn(64, 48, generator=random).bfloat16()
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_norms_round_once_to_the_dtype_of_the_weight(random: torch.Generator, dtype: torch.dtype) -> None:
+    x = torch.randn(64, 48, generator=random).to(dtype)
     weight = torch.randn(48, generator=random).bfloat16()
-    normed = x.float() / torch.sqrt(x.float().square().mean(-1, keepdim=True) + 1e-6)
-    assert torch.equal(OPS.rms_norm(x, weight, 1e-6), normed.bfloat16() * weight)
+    for norm in (OPS.rms_norm, OPS.layer_norm):
+        exact = norm(x.double(), weight, 1e-6)
+        assert exact.dtype == torch.float64
+        assert torch.equal(norm(x, weight, 1e-6), exact.float().bfloat16())
 
 
 def test_linear_adds_bias_scale_and_residual(random: torch.Generator) -> None:
@@ -92,8 +95,21 @@ def test_linear_rounds_once(random: torch.Generator) -> None:
     rounded = OPS.linear(x, matrix(w), residual=residual, scale=0.3)
     assert rounded.dtype == torch.bfloat16
     assert torch.equal(rounded, exact.float().bfloat16())
-    wide = OPS.linear(x, matrix(w), dtype=torch.float32)
-    assert wide.dtype == torch.float32
+    assert OPS.linear(x, matrix(w), dtype=torch.float32).dtype == torch.float32
+
+
+def test_a_float32_residual_makes_a_float32_result(random: torch.Generator) -> None:
+    x, residual = torch.randn(9, 16, generator=random).bfloat16(), torch.randn(9, 16, generator=random)
+    weight = torch.randn(2, 2, 16, 16, generator=random).bfloat16()
+    y = OPS.linear(x, matrix(weight[0, 0]), residual=residual)
+    assert y.dtype == torch.float32
+    torch.testing.assert_close(y, residual + x.float() @ weight[0, 0].float().T)
+    experts = ExpertMatrices(weight, weight[:, 0], 2, 16, 16)
+    ids, scores = torch.zeros(9, 1, dtype=torch.int32), torch.ones(9, 1)
+    summed = OPS.experts(x, experts, ids, scores, Activation.SILU, residual=residual)
+    alone = OPS.experts(x, experts, ids, scores, Activation.SILU, residual=torch.zeros(9, 16))
+    assert summed.dtype == torch.float32
+    torch.testing.assert_close(summed, residual + alone)
 
 
 def test_rotary_turns_pairs_and_leaves_the_rest(random: torch.Generator) -> None:

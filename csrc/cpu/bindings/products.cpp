@@ -25,8 +25,8 @@ void linear(Kernels& self, py::handle x, py::handle weight, int64_t rows, int64_
     const TensorView input = arguments.tensor("x", x, {"T", "K"}, kFloating);
     const TensorView panels = packed_matrix(arguments, "weight", weight, rows, columns, input.dtype);
     const TensorView added = arguments.optional("bias", bias, {"N"}, {input.dtype});
-    const TensorView base = arguments.optional("residual", residual, {"T", "N"}, {input.dtype});
     const TensorView result = arguments.tensor("out", out, {"T", "N"}, {input.dtype, DType::kFloat32});
+    const TensorView base = arguments.optional("residual", residual, {"T", "N"}, {result.dtype});
     self.call(self.table().linear,
               LinearArgs{element_of(input), element_of(result), arguments["T"], columns, rows, input.data, panels.data,
                          added.data, base.data, result.data, static_cast<float>(scale)});
@@ -72,14 +72,14 @@ void experts(Kernels& self, py::handle x, py::handle gate_up, py::handle down, i
         packed_experts(arguments, "down", down, divide_up(hidden, kPanelColumns), width, input.dtype);
     const TensorView chosen = arguments.tensor("ids", ids, {"T", "A"}, {DType::kInt32});
     const TensorView weights = arguments.tensor("scores", scores, {"T", "A"}, {DType::kFloat32});
-    const TensorView base = arguments.optional("residual", residual, {"T", "H"}, {input.dtype});
-    const TensorView result = arguments.tensor("out", out, {"T", "H"}, {input.dtype});
+    const TensorView result = arguments.tensor("out", out, {"T", "H"}, {input.dtype, DType::kFloat32});
+    const TensorView base = arguments.optional("residual", residual, {"T", "H"}, {result.dtype});
     arguments.check_indices("ids", chosen, arguments["E"]);
     self.call(self.table().experts,
-              ExpertsArgs{element_of(input), activation_named(arguments, activation), arguments["T"], hidden,
-                          arguments["E"], arguments["A"], width, input.data, first.data, second.data,
-                          static_cast<const int32_t*>(chosen.data), static_cast<const float*>(weights.data), base.data,
-                          result.data, static_cast<float>(scale)});
+              ExpertsArgs{element_of(input), element_of(result), activation_named(arguments, activation),
+                          arguments["T"], hidden, arguments["E"], arguments["A"], width, input.data, first.data,
+                          second.data, static_cast<const int32_t*>(chosen.data),
+                          static_cast<const float*>(weights.data), base.data, result.data, static_cast<float>(scale)});
 }
 
 }  // namespace

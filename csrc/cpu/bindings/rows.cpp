@@ -13,10 +13,11 @@ namespace {
 
 NormArgs norm_args(Arguments& arguments, py::handle x, py::handle weight, double eps, py::handle out) {
     const TensorView rows = arguments.tensor("x", x, {"T", "W"}, kFloating);
-    const TensorView factors = arguments.tensor("weight", weight, {"W"}, {rows.dtype});
-    const TensorView result = arguments.tensor("out", out, {"T", "W"}, {rows.dtype});
-    return {element_of(rows), arguments["T"], arguments["W"],         rows.data,
-            factors.data,     result.data,    static_cast<float>(eps)};
+    const TensorView factors = rows.dtype == DType::kFloat32 ? arguments.tensor("weight", weight, {"W"}, kFloating)
+                                                             : arguments.tensor("weight", weight, {"W"}, {rows.dtype});
+    const TensorView result = arguments.tensor("out", out, {"T", "W"}, {factors.dtype});
+    return {element_of(rows), element_of(factors), arguments["T"], arguments["W"],
+            rows.data,        factors.data,        result.data,    static_cast<float>(eps)};
 }
 
 void rms_norm(Kernels& self, py::handle x, py::handle weight, double eps, py::handle out) {

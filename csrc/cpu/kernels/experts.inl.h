@@ -117,7 +117,7 @@ void run_gate_up(const Context& context, const ExpertsCall<T>& call) {
 }
 
 // out [tokens, columns of one panel] from the experts' separate results [sorted slots][32].
-template <class T>
+template <class T, class Out>
 void combine(const ExpertsCall<T>& call, int64_t group, const float* results, int64_t first_slot, int64_t column) {
     const ExpertsArgs& args = call.args;
     const int64_t columns = smaller(kPanelColumns, args.hidden - column);
@@ -126,8 +126,8 @@ void combine(const ExpertsCall<T>& call, int64_t group, const float* results, in
         const int64_t token = call.first_token + t;
         const float* scores = args.scores + token * args.active;
         const int32_t* place = call.plan.place + t * args.active;
-        const T* residual = static_cast<const T*>(args.residual) + token * args.hidden + column;
-        T* out = static_cast<T*>(args.out) + token * args.hidden + column;
+        const Out* residual = static_cast<const Out*>(args.residual) + token * args.hidden + column;
+        Out* out = static_cast<Out*>(args.out) + token * args.hidden + column;
         for (int64_t c = 0; c < columns; c += kLanes) {
             F32 y = zeros();
             for (int64_t a = 0; a < args.active; ++a) {
@@ -162,7 +162,11 @@ void run_down(const Context& context, const ExpertsCall<T>& call) {
             multiply_panel<Format<T>>(a, b, call.down_steps, results + (segment.begin - first_slot) * kPanelColumns,
                                       next);
         }
-        combine(call, group, results, first_slot, panel * kPanelColumns);
+        if (call.args.out_element == call.args.element) {
+            combine<T, T>(call, group, results, first_slot, panel * kPanelColumns);
+        } else {
+            combine<T, float>(call, group, results, first_slot, panel * kPanelColumns);
+        }
     });
 }
 

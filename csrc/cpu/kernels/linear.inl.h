@@ -31,7 +31,7 @@ MOELENS_INLINE void finish_rows(const LinearArgs& args, const float* sums, int64
                                 int64_t column) {
     const int64_t columns = smaller(kPanelColumns, args.columns - column);
     const T* bias = args.bias ? static_cast<const T*>(args.bias) + column : nullptr;
-    const T* residual = args.residual ? static_cast<const T*>(args.residual) + column : nullptr;
+    const Out* residual = args.residual ? static_cast<const Out*>(args.residual) + column : nullptr;
     Out* out = static_cast<Out*>(args.out) + column;
     const F32 scale = splat(args.scale);
     for (int64_t r = 0; r < rows; ++r) {
