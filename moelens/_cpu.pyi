@@ -48,3 +48,30 @@ class Kernels:
     def scale(self, x: Tensor, factor: float, out: Tensor) -> None: ...
     def sigmoid_scores(self, x: Tensor, weight: Tensor, rows: int, columns: int, out: Tensor) -> None: ...
     def route(self, logits: Tensor, scoring: str, norm: float | None, ids: Tensor, weights: Tensor) -> None: ...
+    def write_kv(
+        self, k: Tensor, v: Tensor, keys: Tensor, values: Tensor, block_tokens: int, slots: Tensor
+    ) -> None: ...
+    def attention(
+        self,
+        q: Tensor,
+        keys: Tensor,
+        values: Tensor,
+        kv_heads: int,
+        block_tokens: int,
+        starts: Tensor,
+        cached: Tensor,
+        block_ids: Tensor,
+        scale: float,
+        window: int | None,
+        out: Tensor,
+    ) -> None: ...
+    def sample(
+        self,
+        logits: Tensor,
+        temperature: Tensor,
+        top_k: Tensor,
+        top_p: Tensor,
+        min_p: Tensor,
+        uniform: Tensor,
+        out: Tensor,
+    ) -> None: ...

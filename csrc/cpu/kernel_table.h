@@ -109,6 +109,45 @@ struct ExpertsArgs {
     float scale;
 };
 
+// k, v [T, K, D] into the blocks of keys and values, at slots [T].
+struct WriteKvArgs {
+    Element element;
+    int64_t tokens, kv_heads, head_dim, block_tokens;
+    const void* k;
+    const void* v;
+    void* keys;
+    void* values;
+    const int32_t* slots;
+};
+
+// q [T, Q, D], rows as in AttentionRows (starts [S + 1], cached [S], block_ids [S, block_columns]) -> out [T, Q, D].
+// A row at position p sees the keys at p - window + 1 … p.
+struct AttentionArgs {
+    Element element;
+    int64_t requests, query_heads, kv_heads, head_dim, block_tokens, block_columns;
+    const void* q;
+    const void* keys;
+    const void* values;
+    const int32_t* starts;
+    const int32_t* cached;
+    const int32_t* block_ids;
+    void* out;
+    float scale;
+    int64_t window;
+};
+
+// logits [R, V], the rest [R] -> ids [R], -1 where a row holds a NaN (or nothing finite to sample from).
+struct SampleArgs {
+    int64_t rows, vocab;
+    const float* logits;
+    const float* temperature;
+    const int32_t* top_k;
+    const float* top_p;
+    const float* min_p;
+    const float* uniform;
+    int32_t* ids;
+};
+
 struct KernelTable {
     const char* isa;
     void (*rms_norm)(const Context&, const NormArgs&);
@@ -121,6 +160,9 @@ struct KernelTable {
     void (*route)(const Context&, const RouteArgs&);
     void (*linear)(const Context&, const LinearArgs&);
     void (*experts)(const Context&, const ExpertsArgs&);
+    void (*write_kv)(const Context&, const WriteKvArgs&);
+    void (*attention)(const Context&, const AttentionArgs&);
+    void (*sample)(const Context&, const SampleArgs&);
     // Fills whole panels: rows past source.rows in the last panel become zero. Runs on the calling thread.
     void (*pack_matrix)(Element, const MatrixSource&, void* storage);
     // Gate and up of one expert: panels of 16 rows of gate beside the same 16 rows of up.

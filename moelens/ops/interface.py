@@ -215,4 +215,5 @@ class Ops(Protocol):
         Greedy rows take the lowest id among the largest logits. Others: divide by temperature, softmax, keep the top_k
         largest, of these the smallest set of largest whose sum reaches top_p, of these those ≥ min_p × the largest;
         then walk the kept tokens in ascending order of id until their sum exceeds uniform × the kept total.
+        A row with a NaN, or with nothing finite to draw from, gives -1; no other row notices.
         """

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import torch
 
-from moelens.errors import KernelError
+from moelens.errors import ConfigError, KernelError, UnsupportedModelError
 from moelens.ops.interface import (
     Activation,
     AttentionRows,
@@ -28,6 +28,7 @@ except ImportError as error:  # the message says what the loader missed
     ) from error
 
 PANEL_COLUMNS = 32  # of a product's weights: the columns that are multiplied at a time
+TILE_KEYS = 32  # of a block of the cache: the keys that are multiplied at a time
 GATE_COLUMNS = 16  # gate and up share a panel
 
 
@@ -93,7 +94,17 @@ class NativeOps:
     def kv_shapes(
         self, blocks: int, kv_heads: int, head_dim: int, block_tokens: int, dtype: torch.dtype
     ) -> tuple[tuple[int, ...], tuple[int, ...]]:
-        raise NotImplementedError
+        if block_tokens < TILE_KEYS or block_tokens % TILE_KEYS:
+            raise ConfigError(f"block_tokens must be a multiple of {TILE_KEYS}, got {block_tokens}.")
+        tiles = (blocks, kv_heads, block_tokens // TILE_KEYS)
+        chunks = -(-head_dim // PANEL_COLUMNS)
+        if dtype == torch.float32:
+            return (*tiles, head_dim, TILE_KEYS), (*tiles, chunks, TILE_KEYS, PANEL_COLUMNS)
+        if head_dim % 2:
+            raise UnsupportedModelError(
+                f"head_dim {head_dim} is odd, and keys are kept as pairs in {dtype}; use dtype float32."
+            )
+        return (*tiles, head_dim // 2, TILE_KEYS, 2), (*tiles, chunks, TILE_KEYS // 2, PANEL_COLUMNS, 2)
 
     # --- row-wise -----------------------------------------------------------------------------------------------------
     def embed(self, table: torch.Tensor, token_ids: torch.Tensor) -> torch.Tensor:
@@ -173,13 +184,29 @@ class NativeOps:
 
     # --- attention ----------------------------------------------------------------------------------------------------
     def write_kv(self, k: torch.Tensor, v: torch.Tensor, cache: KVLayer, slots: torch.Tensor) -> None:
-        raise NotImplementedError
+        self._kernels.write_kv(k, v, cache.keys, cache.values, cache.block_tokens, slots)
 
     def attention(
         self, q: torch.Tensor, cache: KVLayer, rows: AttentionRows, scale: float, window: int | None
     ) -> torch.Tensor:
-        raise NotImplementedError
+        out = torch.empty_like(q)
+        self._kernels.attention(
+            q,
+            cache.keys,
+            cache.values,
+            cache.kv_heads,
+            cache.block_tokens,
+            rows.starts,
+            rows.cached,
+            rows.block_ids,
+            scale,
+            window,
+            out,
+        )
+        return out
 
     # --- tokens -------------------------------------------------------------------------------------------------------
     def sample(self, logits: torch.Tensor, rows: SamplingRows) -> torch.Tensor:
-        raise NotImplementedError
+        ids = torch.empty(logits.shape[0], dtype=torch.int32)
+        self._kernels.sample(logits, rows.temperature, rows.top_k, rows.top_p, rows.min_p, rows.uniform, ids)
+        return ids

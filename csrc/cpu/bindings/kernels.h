@@ -52,5 +52,7 @@ constexpr std::initializer_list<DType> kFloating{DType::kFloat32, DType::kBFloat
 void bind_rows(KernelsClass& kernels);
 void bind_products(KernelsClass& kernels);
 void bind_packing(KernelsClass& kernels);
+void bind_attention(KernelsClass& kernels);
+void bind_sample(KernelsClass& kernels);
 
 }  // namespace moelens

@@ -27,6 +27,8 @@ PYBIND11_MODULE(_cpu, module) {
     bind_rows(kernels);
     bind_products(kernels);
     bind_packing(kernels);
+    bind_attention(kernels);
+    bind_sample(kernels);
 }
 
 }  // namespace moelens

@@ -13,6 +13,13 @@
 #include "kernels/expert_plan.inl.h"
 #include "kernels/experts.inl.h"
 #include "kernels/pack.inl.h"
+#include "kernels/exp2.inl.h"
+#include "kernels/attention_cache.inl.h"
+#include "kernels/attention_panel.inl.h"
+#include "kernels/attention.inl.h"
+#include "kernels/attention_plan.inl.h"
+#include "kernels/write_kv.inl.h"
+#include "kernels/sample.inl.h"
 
 // One name a line, in the order of KernelTable.
 // clang-format off
@@ -28,6 +35,9 @@ constexpr KernelTable kTable = {
     route,
     linear,
     experts,
+    write_kv,
+    attention,
+    sample,
     pack_matrix,
     pack_gate_up,
 };

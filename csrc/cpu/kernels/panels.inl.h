@@ -132,8 +132,9 @@ MOELENS_INLINE void multiply_panel(const Panels& a, const float* b, int64_t step
             const float* part = b + s * kPanelColumns;
             const bool last = tile + 1 == a.last_tile;
             const float* coming = !last ? part : s + kSteps < steps ? part + kSteps * kPanelColumns : next;
-            multiply_tile<F>({a.data + offset, part, some, count, sums + (row - first_row) * kPanelColumns,
-                              kPanelColumns, s > 0, coming});
+            multiply_tile<F>(
+                {a.data + offset, part, some, count, sums + (row - first_row) * kPanelColumns, kPanelColumns, s > 0},
+                InOrder{coming});
         }
     }
 }

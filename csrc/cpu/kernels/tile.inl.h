@@ -95,6 +95,32 @@ struct FormatOf<Bf16> {
 template <class Element>
 using Format = typename FormatOf<Element>::type;
 
+// What is prefetched while a tile is multiplied: 128 bytes a step, which are never read here.
+struct InOrder {  // one panel from front to back
+    const float* at;
+
+    MOELENS_INLINE void fetch() {
+        __builtin_prefetch(at, 0, 2);
+        __builtin_prefetch(at + 16, 0, 2);
+        at += kPanelColumns;
+    }
+};
+
+// Several pieces of memory, 128 bytes of each in turn. A processor follows many streams at a time but needs a while to
+// gather speed on each one, so short pieces that are fetched one after another come at a third of the memory's rate.
+struct InTurns {
+    static constexpr int kPieces = 8;  // a power of two
+    const float* const* pieces;        // [8]
+    uint64_t tick;                     // turns taken so far
+
+    MOELENS_INLINE void fetch() {
+        const float* at = pieces[tick % kPieces] + tick / kPieces * kPanelColumns;
+        __builtin_prefetch(at, 0, 2);
+        __builtin_prefetch(at + 16, 0, 2);
+        ++tick;
+    }
+};
+
 // The order of the operands of one tile. `rows` ≤ 12 is also the number of rows of A's panel.
 struct Tile {
     const float* a;
@@ -103,12 +129,11 @@ struct Tile {
     int rows;
     float* sums;  // [rows][32], row r at sums + r * stride
     int64_t stride;
-    bool continued;     // start from the sums that are there, not from zero
-    const float* next;  // as much memory as b's panel, that will be read next: it is prefetched, never read
+    bool continued;  // start from the sums that are there, not from zero
 };
 
-template <class F, int R, int V>
-MOELENS_INLINE void multiply_part(const Tile& t, int row, int column, const float* next) {
+template <class F, int R, int V, class Ahead>
+MOELENS_INLINE void multiply_part(const Tile& t, int row, int column, Ahead ahead) {
     F32 sums[R][V];
     float* out = t.sums + row * t.stride + column;
 #pragma GCC unroll 16
@@ -120,12 +145,10 @@ MOELENS_INLINE void multiply_part(const Tile& t, int row, int column, const floa
     const float* b = t.b + column;
     const int64_t a_step = static_cast<int64_t>(t.rows) * F::kUnitsPerStep;
     for (int64_t s = 0; s < t.steps; ++s) {
-        __builtin_prefetch(next, 0, 2);
-        __builtin_prefetch(next + 16, 0, 2);
+        ahead.fetch();
         F::template step<R, V>(sums, a, t.rows, b);
         a += a_step;
         b += kPanelColumns;
-        next += kPanelColumns;
     }
 #pragma GCC unroll 16
     for (int r = 0; r < R; ++r) {
@@ -135,57 +158,58 @@ MOELENS_INLINE void multiply_part(const Tile& t, int row, int column, const floa
 }
 
 // R rows from `row` on, all columns.
-template <class F, int R>
-__attribute__((noinline)) void multiply_rows(const Tile& t, int row) {
+template <class F, int R, class Ahead>
+__attribute__((noinline)) void multiply_rows(const Tile& t, int row, Ahead ahead) {
     // Few rows leave registers for more columns; more sums at a time hide the latency of the multiplications.
     constexpr int kAll = kPanelColumns / kLanes;
     constexpr int kWanted = kTileRows * kTileVectors / R;
     constexpr int kVectors = kWanted >= kAll ? kAll : kWanted >= 2 * kTileVectors ? 2 * kTileVectors : kTileVectors;
-    for (int column = 0; column < kPanelColumns; column += kVectors * kLanes) {
-        multiply_part<F, R, kVectors>(t, row, column, column == 0 ? t.next : t.b);
+    multiply_part<F, R, kVectors>(t, row, 0, ahead);
+    for (int column = kVectors * kLanes; column < kPanelColumns; column += kVectors * kLanes) {
+        multiply_part<F, R, kVectors>(t, row, column, InOrder{t.b});
     }
 }
 
-template <class F>
-MOELENS_INLINE void multiply_tile(const Tile& t) {
+template <class F, class Ahead>
+MOELENS_INLINE void multiply_tile(const Tile& t, Ahead ahead) {
     for (int row = 0; row < t.rows; row += kTileRows) {
         switch (t.rows - row < kTileRows ? t.rows - row : kTileRows) {
             case 1:
-                multiply_rows<F, 1>(t, row);
+                multiply_rows<F, 1>(t, row, ahead);
                 break;
             case 2:
-                multiply_rows<F, 2>(t, row);
+                multiply_rows<F, 2>(t, row, ahead);
                 break;
             case 3:
-                multiply_rows<F, 3>(t, row);
+                multiply_rows<F, 3>(t, row, ahead);
                 break;
             case 4:
-                multiply_rows<F, 4>(t, row);
+                multiply_rows<F, 4>(t, row, ahead);
                 break;
             case 5:
-                multiply_rows<F, 5>(t, row);
+                multiply_rows<F, 5>(t, row, ahead);
                 break;
             case 6:
-                multiply_rows<F, 6>(t, row);
+                multiply_rows<F, 6>(t, row, ahead);
                 break;
 #ifdef MOELENS_TALL_TILES
             case 7:
-                multiply_rows<F, 7>(t, row);
+                multiply_rows<F, 7>(t, row, ahead);
                 break;
             case 8:
-                multiply_rows<F, 8>(t, row);
+                multiply_rows<F, 8>(t, row, ahead);
                 break;
             case 9:
-                multiply_rows<F, 9>(t, row);
+                multiply_rows<F, 9>(t, row, ahead);
                 break;
             case 10:
-                multiply_rows<F, 10>(t, row);
+                multiply_rows<F, 10>(t, row, ahead);
                 break;
             case 11:
-                multiply_rows<F, 11>(t, row);
+                multiply_rows<F, 11>(t, row, ahead);
                 break;
             case 12:
-                multiply_rows<F, 12>(t, row);
+                multiply_rows<F, 12>(t, row, ahead);
                 break;
 #endif
         }

@@ -46,7 +46,8 @@ MOELENS_INLINE F32 sqrt(F32 a) {
 MOELENS_INLINE F32 round_even(F32 a) {
     return {_mm256_round_ps(a.v, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC)};
 }
-// a * 2^n for whole n in [-126, 127].
+// a * 2^n for whole n in [-126, 127]; at kZeroPower the result is zero.
+constexpr float kZeroPower = -127;
 MOELENS_INLINE F32 times_power_of_two(F32 a, F32 n) {
     const __m256i bits = _mm256_slli_epi32(_mm256_add_epi32(_mm256_cvtps_epi32(n.v), _mm256_set1_epi32(127)), 23);
     return {_mm256_mul_ps(a.v, _mm256_castsi256_ps(bits))};

@@ -52,7 +52,8 @@ MOELENS_INLINE F32 round_even(F32 a) {
     for (int i = 0; i < kLanes; ++i) a.v[i] = nearbyintf(a.v[i]);
     return a;
 }
-// a * 2^n for whole n in [-126, 127].
+// a * 2^n for whole n in [-126, 127]; at kZeroPower the result is zero.
+constexpr float kZeroPower = -127;
 MOELENS_INLINE F32 times_power_of_two(F32 a, F32 n) {
     const Ints bits = (__builtin_convertvector(n.v, Ints) + 127) << 23;
     return {a.v * reinterpret_cast<Floats>(bits)};

@@ -1,0 +1,69 @@
+// A panel of up to 12 query rows of one request and KV head on its way over the keys, and the softmax of its scores.
+
+constexpr float kLowestScore = -1e30f;  // finite, so that a row that has seen nothing yet makes no NaN
+
+struct QueryPanel {
+    int count;
+    int64_t low[kMaxRows], end[kMaxRows];  // row r sees the keys [low[r], end[r]); neither ever falls from row to row
+    bool begun;                            // out and sums hold something
+    float* q;                              // a panel of A
+    float* out;                            // [count][chunks * 32], not yet divided by the sums
+    float* sums;                           // [count][kLanes]: lane by lane, the weights so far
+    float* peaks;                          // [16]: the largest scores so far
+
+    int64_t end_key() const { return end[count - 1]; }
+    TileRange tiles() const { return {low[0] / kTileKeys, divide_rounding_up(end_key(), kTileKeys)}; }
+    // Whether every row sees all of a tile.
+    bool sees_all(int64_t first_key) const { return low[count - 1] <= first_key && first_key + kTileKeys <= end[0]; }
+};
+
+constexpr float kKeyNumbers[kTileKeys] = {0,  1,  2,  3,  4,  5,  6,  7,  8,  9,  10, 11, 12, 13, 14, 15,
+                                          16, 17, 18, 19, 20, 21, 22, 23, 24, 25, 26, 27, 28, 29, 30, 31};
+
+// Gives -infinity to the scores of keys that a row does not see, whatever was there.
+inline void hide_scores(const QueryPanel& panel, int64_t first_key, float* scores) {
+    for (int r = 0; r < panel.count; ++r) {
+        const F32 low = splat(static_cast<float>(larger(0, panel.low[r] - first_key)));
+        const F32 end = splat(static_cast<float>(larger(0, panel.end[r] - first_key)));
+        for (int i = 0; i < kTileKeys; i += kLanes) {
+            const F32 key = load(kKeyNumbers + i), hidden = splat(-INFINITY);
+            float* at = scores + r * kGroupKeys + i;
+            store(at, where_less(key, low, hidden, where_less(key, end, load(at), hidden)));
+        }
+    }
+}
+
+inline void scale_out(const QueryPanel& panel, const float* factors, int64_t width) {
+    for (int r = 0; r < panel.count; ++r) {
+        if (factors[r] == 1.0f) continue;
+        float* out = panel.out + r * width;
+        for (int64_t i = 0; i < width; i += kLanes) store(out + i, load(out + i) * splat(factors[r]));
+    }
+}
+
+// scores [count][256], of which `keys` are used -> weights of the same form, relative to the panel's new peaks;
+// what the panel summed before is scaled to them. `slope` turns a score into a power of two.
+template <class T>
+void weigh_scores(QueryPanel& panel, const float* scores, int64_t keys, float slope, int64_t width, T* weights) {
+    constexpr int kPadded = divide_rounding_up(kMaxRows, kLanes) * kLanes;
+    float factors[kPadded] = {};
+    for (int r = 0; r < panel.count; ++r) {
+        F32 peak = splat(panel.peaks[r]);
+        for (int64_t i = 0; i < keys; i += kLanes) peak = max(load(scores + r * kGroupKeys + i), peak);
+        const float before = panel.peaks[r];
+        panel.peaks[r] = largest(peak);
+        factors[r] = (before - panel.peaks[r]) * slope;
+    }
+    for (int r = 0; r < panel.count; r += kLanes) store(factors + r, exp2(load(factors + r)));
+    if (panel.begun) scale_out(panel, factors, width);
+    for (int r = 0; r < panel.count; ++r) {
+        const F32 offset = splat(-panel.peaks[r] * slope);
+        F32 sum = load(panel.sums + r * kLanes) * splat(factors[r]);
+        for (int64_t i = 0; i < keys; i += kLanes) {
+            const F32 weight = exp2(fma(load(scores + r * kGroupKeys + i), splat(slope), offset));
+            sum = sum + weight;
+            store(weights + r * kGroupKeys + i, weight);
+        }
+        store(panel.sums + r * kLanes, sum);
+    }
+}
