@@ -20,9 +20,9 @@ from moelens.errors import (
     ValidationError,
 )
 from moelens.llm import LLM
-from moelens.outputs import CompletionOutput, Logprob, Metric, RequestOutput, RequestStateStats
+from moelens.outputs import CompletionOutput, Logprob, Metric, RequestOutput, RequestOutputKind, RequestStateStats
 from moelens.plan import Plan
-from moelens.sampling_params import RequestOutputKind, SamplingParams
+from moelens.sampling_params import SamplingParams
 from moelens.text.prompts import TextPrompt, TokensPrompt
 
 __version__ = "0.1.0"

@@ -262,7 +262,7 @@ class LLM:
         """The engine's counts since the beginning."""
         counts = dataclasses.asdict(self.engine.totals)
         stages: dict[str, float] = counts.pop("stage_seconds", {})
-        named = {**counts, **{f"{stage}_seconds": seconds for stage, seconds in stages.items()}}
+        named = {**counts, **{f"{stage.replace(' ', '_')}_seconds": seconds for stage, seconds in stages.items()}}
         return [Metric(f"moelens:{name}", value) for name, value in named.items()]
 
     if not TYPE_CHECKING:  # a type checker should go on to report unknown attributes

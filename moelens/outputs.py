@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import enum
 from dataclasses import dataclass
 
 
@@ -78,3 +79,11 @@ class Metric:
 
     name: str
     value: float
+
+
+class RequestOutputKind(enum.Enum):
+    """When vLLM emits outputs. `LLM` returns finished requests only, so the first and last mean the same here."""
+
+    CUMULATIVE = 0
+    DELTA = 1
+    FINAL_ONLY = 2

@@ -65,7 +65,6 @@ class GenerationBar:
     def close(self) -> None:
         """Leave the bar as it stands."""
         if self._bar is not None:
-            self._bar.refresh()
             self._bar.close()
 
 

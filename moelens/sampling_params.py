@@ -1,18 +1,27 @@
-"""What a caller asks of one generation: vLLM's `SamplingParams`, its names, defaults and messages."""
+"""What a caller asks of one generation: vLLM's `SamplingParams`, its names and defaults."""
 
 from __future__ import annotations
 
 import dataclasses
-import difflib
-import enum
 import logging
 import math
 import numbers
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from moelens.errors import ValidationError
+from moelens.outputs import RequestOutputKind
+from moelens.sampling_values import (
+    UNSUPPORTED,
+    clamped_bias,
+    count_of,
+    is_integer,
+    keyword_hint,
+    outside_vocabulary,
+    require_integer,
+    unique,
+    wrong,
+)
 
 logger = logging.getLogger(__name__)
 
@@ -20,42 +29,6 @@ GREEDY_BELOW = 1e-5  # temperatures under this mean greedy
 LEAST_TEMPERATURE = 1e-2  # smaller ones would overflow the softmax
 MOST_SEQUENCES = 16384
 MOST_LOGPROB_TOKEN_IDS = 128
-LARGEST_BIAS = 100.0
-
-# name -> (the values that ask for nothing, why moelens has no other)
-_UNSUPPORTED: dict[str, tuple[tuple[object, ...], str]] = {
-    "flat_logprobs": ((False,), "log-probabilities are returned as a list of dicts"),
-    "structured_outputs": ((None,), "moelens has no constrained decoding; allowed_token_ids is the nearest"),
-    "extra_args": ((None,), "moelens has no plugins that could read it"),
-    "thinking_token_budget": ((None, -1), "moelens does not know where a model's thinking ends; use max_tokens"),
-    "repetition_detection": ((None,), "use repetition_penalty, frequency_penalty or stop"),
-    "prompt_logprob_token_ids": ((None,), "use prompt_logprobs"),
-    "prompt_logprob_start": ((None,), "prompt_logprobs always covers the whole prompt"),
-    "routed_experts_prompt_start": ((0,), "moelens does not return routed experts"),
-    "trace_decode_token_ids": ((None,), "put the tokens into the prompt and use prompt_logprobs"),
-    "stream_interval": ((None,), "results are returned when a request finishes"),
-    "skip_clone": ((False,), "moelens copies each object once a call"),
-    "spaces_between_special_tokens": ((True,), "the text is what the tokenizer's own decode gives"),
-}
-_REMOVED = {
-    "best_of": "vLLM has removed it; use n and choose by cumulative_logprob",
-    "use_beam_search": "moelens has no beam search; use n with a temperature",
-    "length_penalty": "moelens has no beam search; use n with a temperature",
-    "early_stopping": "moelens has no beam search; use n with a temperature",
-    "logits_processors": "moelens has none; use logit_bias, allowed_token_ids or bad_words",
-    "guided_decoding": "moelens has no constrained decoding; use allowed_token_ids",
-    "truncate_prompt_tokens": "cut the token ids and pass them as prompt_token_ids",
-    "max_new_tokens": "it is called max_tokens here",
-    "do_sample": "temperature=0 is greedy, and any other samples",
-}
-
-
-class RequestOutputKind(enum.Enum):
-    """When vLLM emits outputs. `LLM` returns finished requests only, so the first and last mean the same here."""
-
-    CUMULATIVE = 0
-    DELTA = 1
-    FINAL_ONLY = 2
 
 
 @dataclass(slots=True)
@@ -112,7 +85,7 @@ class SamplingParams:
         known = [f.name for f in dataclasses.fields(cls) if f.init]
         for name in kwargs:
             if name not in known:
-                raise TypeError(f"SamplingParams has no argument {name!r}{_hint(name, known)}.")
+                raise TypeError(f"SamplingParams has no argument {name!r}{keyword_hint(name, known)}.")
         return object.__new__(cls)
 
     def __post_init__(self) -> None:
@@ -122,8 +95,8 @@ class SamplingParams:
         """Bring all fields into their one form, and check them."""
         self._refuse_unsupported()
         self._list_sequences()
-        self.logprobs = _count_of(self.logprobs)
-        self.prompt_logprobs = _count_of(self.prompt_logprobs)
+        self.logprobs = count_of(self.logprobs)
+        self.prompt_logprobs = count_of(self.prompt_logprobs)
         if self.seed == -1:
             self.seed = None
         self._check_types()
@@ -142,7 +115,7 @@ class SamplingParams:
         if self.is_greedy:
             self.top_p, self.top_k, self.min_p = 1.0, 0, 0.0
             if self.n > 1:
-                raise _wrong(f"n must be 1 when using greedy sampling, got {self.n}.", "n", self.n)
+                raise wrong(f"n must be 1 when using greedy sampling, got {self.n}.", "n", self.n)
 
     @classmethod
     def from_optional(cls, **fields: Any) -> SamplingParams:
@@ -182,118 +155,111 @@ class SamplingParams:
         most = vocab if max_logprobs == -1 else max_logprobs
         for kind, count in (("sample", self.logprobs), ("prompt", self.prompt_logprobs)):
             if count is not None and (wanted := vocab if count == -1 else count) > most:
-                raise _wrong(
+                raise wrong(
                     f"Requested {kind} logprobs of {wanted}, which is greater than max allowed: {most}",
                     "logprobs" if kind == "sample" else "prompt_logprobs",
                     wanted,
                 )
         for name in ("logprob_token_ids", "stop_token_ids", "logit_bias"):
-            outside = _outside(getattr(self, name), vocab)
+            outside = outside_vocabulary(getattr(self, name), vocab)
             if outside:
-                raise _wrong(
+                raise wrong(
                     f"token_id(s) {outside} in {name} contain out-of-vocab token ids. Vocabulary size: {vocab}",
                     name,
                     outside,
                 )
-        if outside := _outside(self.allowed_token_ids, vocab):
-            raise _wrong("allowed_token_ids contains out-of-vocab token id!", "allowed_token_ids", outside)
+        if outside := outside_vocabulary(self.allowed_token_ids, vocab):
+            raise wrong("allowed_token_ids contains out-of-vocab token id!", "allowed_token_ids", outside)
 
     def _refuse_unsupported(self) -> None:
-        for name, (neutral, reason) in _UNSUPPORTED.items():
+        for name, (neutral, reason) in UNSUPPORTED.items():
             value = getattr(self, name)
             if not any(value is other or value == other for other in neutral):
-                raise _wrong(f"{name}={value!r} is not supported by moelens: {reason}.", name, value)
-        if self.output_kind is RequestOutputKind.DELTA:
-            raise _wrong(
-                "output_kind=RequestOutputKind.DELTA is not supported by moelens: "
-                "results are returned when a request finishes.",
-                "output_kind",
-                self.output_kind,
-            )
+                raise wrong(f"{name}={value!r} is not supported by moelens: {reason}.", name, value)
 
     def _list_sequences(self) -> None:
-        self.stop = [self.stop] if isinstance(self.stop, str) else _unique("stop", self.stop)
-        self.stop_token_ids = _unique("stop_token_ids", self.stop_token_ids)
-        self.bad_words = _unique("bad_words", self.bad_words)
+        self.stop = [self.stop] if isinstance(self.stop, str) else unique("stop", self.stop)
+        self.stop_token_ids = unique("stop_token_ids", self.stop_token_ids)
+        self.bad_words = unique("bad_words", self.bad_words)
         if self.allowed_token_ids is not None:
-            self.allowed_token_ids = _unique("allowed_token_ids", self.allowed_token_ids)
+            self.allowed_token_ids = unique("allowed_token_ids", self.allowed_token_ids)
         if self.logprob_token_ids is not None:
-            self.logprob_token_ids = _unique("logprob_token_ids", self.logprob_token_ids)
+            self.logprob_token_ids = unique("logprob_token_ids", self.logprob_token_ids)
         if self.logit_bias is not None:
-            self.logit_bias = _bias(self.logit_bias)
+            self.logit_bias = clamped_bias(self.logit_bias)
 
     def _check_types(self) -> None:
-        if not _is_integer(self.n):
-            raise _wrong(f"n must be an int, but is of type {type(self.n)}", "n", self.n)
+        if not is_integer(self.n):
+            raise wrong(f"n must be an int, but is of type {type(self.n)}", "n", self.n)
         for name in ("top_k", "min_tokens"):
-            _require_integer(name, getattr(self, name))
+            require_integer(name, getattr(self, name))
         for name in ("seed", "max_tokens", "logprobs", "prompt_logprobs"):
             if getattr(self, name) is not None:
-                _require_integer(name, getattr(self, name))
+                require_integer(name, getattr(self, name))
         numbers_ = ("presence_penalty", "frequency_penalty", "repetition_penalty", "temperature", "top_p", "min_p")
         for name in numbers_:
             value = getattr(self, name)
             if isinstance(value, bool) or not isinstance(value, numbers.Real):
-                raise _wrong(f"{name} must be a number, got {type(value).__name__}", name, value)
+                raise wrong(f"{name} must be a number, got {type(value).__name__}", name, value)
         for name in ("ignore_eos", "detokenize", "skip_special_tokens", "include_stop_str_in_output"):
             if not isinstance(getattr(self, name), bool):
                 value = getattr(self, name)
-                raise _wrong(f"{name} must be True or False, got {value!r}", name, value)
+                raise wrong(f"{name} must be True or False, got {value!r}", name, value)
 
     def _check_ranges(self) -> None:
         if self.n < 1:
-            raise _wrong(f"n must be at least 1, got {self.n}.", "n", self.n)
+            raise wrong(f"n must be at least 1, got {self.n}.", "n", self.n)
         if self.n > MOST_SEQUENCES:
-            raise _wrong(f"n must be at most {MOST_SEQUENCES}, got {self.n}.", "n", self.n)
+            raise wrong(f"n must be at most {MOST_SEQUENCES}, got {self.n}.", "n", self.n)
         for name in ("presence_penalty", "frequency_penalty"):
             value = getattr(self, name)
             if not -2.0 <= value <= 2.0:
-                raise _wrong(f"{name} must be in [-2, 2], got {value}.", name, value)
+                raise wrong(f"{name} must be in [-2, 2], got {value}.", name, value)
         for name in ("repetition_penalty", "temperature"):
             value = getattr(self, name)
             if not math.isfinite(value):
-                raise _wrong(f"{name} must be a finite number, got {value}.", name, value)
+                raise wrong(f"{name} must be a finite number, got {value}.", name, value)
         if self.repetition_penalty <= 0.0:
             message = f"repetition_penalty must be greater than zero, got {self.repetition_penalty}."
-            raise _wrong(message, "repetition_penalty", self.repetition_penalty)
+            raise wrong(message, "repetition_penalty", self.repetition_penalty)
         if self.temperature < 0.0:
             message = f"temperature must be non-negative, got {self.temperature}."
-            raise _wrong(message, "temperature", self.temperature)
+            raise wrong(message, "temperature", self.temperature)
         if self.temperature > 2.0:
-            raise _wrong(f"temperature must be in [0, 2], got {self.temperature}.", "temperature", self.temperature)
+            raise wrong(f"temperature must be in [0, 2], got {self.temperature}.", "temperature", self.temperature)
         if not 0.0 < self.top_p <= 1.0:
-            raise _wrong(f"top_p must be in (0, 1], got {self.top_p}.", "top_p", self.top_p)
+            raise wrong(f"top_p must be in (0, 1], got {self.top_p}.", "top_p", self.top_p)
         if self.top_k < -1:
-            raise _wrong(f"top_k must be 0 (disable), or at least 1, got {self.top_k}.", "top_k", self.top_k)
+            raise wrong(f"top_k must be 0 (disable), or at least 1, got {self.top_k}.", "top_k", self.top_k)
         if not 0.0 <= self.min_p <= 1.0:
-            raise _wrong(f"min_p must be in [0, 1], got {self.min_p}.", "min_p", self.min_p)
+            raise wrong(f"min_p must be in [0, 1], got {self.min_p}.", "min_p", self.min_p)
 
     def _check_lengths(self) -> None:
         if self.max_tokens is not None and self.max_tokens < 1:
-            raise _wrong(f"max_tokens must be at least 1, got {self.max_tokens}.", "max_tokens", self.max_tokens)
+            raise wrong(f"max_tokens must be at least 1, got {self.max_tokens}.", "max_tokens", self.max_tokens)
         if self.min_tokens < 0:
             message = f"min_tokens must be greater than or equal to 0, got {self.min_tokens}."
-            raise _wrong(message, "min_tokens", self.min_tokens)
+            raise wrong(message, "min_tokens", self.min_tokens)
         if self.max_tokens is not None and self.min_tokens > self.max_tokens:
             message = f"min_tokens must be less than or equal to max_tokens={self.max_tokens}, got {self.min_tokens}."
-            raise _wrong(message, "min_tokens", self.min_tokens)
+            raise wrong(message, "min_tokens", self.min_tokens)
         for name in ("logprobs", "prompt_logprobs"):
             value = getattr(self, name)
             if value is not None and value < -1:
-                raise _wrong(f"{name} must be non-negative or -1, got {value}.", name, value)
+                raise wrong(f"{name} must be non-negative or -1, got {value}.", name, value)
         if self.logprob_token_ids is not None:
             self._check_logprob_token_ids(len(self.logprob_token_ids))
 
     def _check_logprob_token_ids(self, count: int) -> None:
         if count > MOST_LOGPROB_TOKEN_IDS:
-            raise _wrong(
+            raise wrong(
                 f"Requested logprob_token_ids of length {count}, "
                 f"which is greater than max allowed: {MOST_LOGPROB_TOKEN_IDS}",
                 "logprob_token_ids",
                 count,
             )
         if self.logprobs is not None and self.logprobs != count:
-            raise _wrong(
+            raise wrong(
                 "When both logprobs and logprob_token_ids are set, logprobs must equal len(logprob_token_ids). "
                 f"Got logprobs={self.logprobs}, len(logprob_token_ids)={count}.",
                 "logprob_token_ids",
@@ -303,76 +269,19 @@ class SamplingParams:
     def _check_words(self) -> None:
         for name in ("stop_token_ids", "allowed_token_ids", "logprob_token_ids"):
             token_ids = getattr(self, name)
-            if token_ids and not all(map(_is_integer, token_ids)):
-                raise _wrong(f"{name} must contain only integers, got {token_ids}.", name, token_ids)
+            if token_ids and not all(map(is_integer, token_ids)):
+                raise wrong(f"{name} must contain only integers, got {token_ids}.", name, token_ids)
         if self.allowed_token_ids is not None and not self.allowed_token_ids:
-            raise _wrong("allowed_token_ids is not None and empty!", "allowed_token_ids", self.allowed_token_ids)
+            raise wrong("allowed_token_ids is not None and empty!", "allowed_token_ids", self.allowed_token_ids)
         for name in ("stop", "bad_words"):
             words = getattr(self, name)
             if not all(isinstance(word, str) for word in words):
-                raise _wrong(f"{name} must contain only strings, got {words}.", name, words)
+                raise wrong(f"{name} must contain only strings, got {words}.", name, words)
         if not all(self.stop_strings):
-            raise _wrong("stop cannot contain an empty string.", "stop", self.stop)
+            raise wrong("stop cannot contain an empty string.", "stop", self.stop)
         if self.stop and not self.detokenize:
             message = "stop strings are only supported when detokenize is True. Set detokenize=True to use stop."
-            raise _wrong(message, "stop", self.stop)
+            raise wrong(message, "stop", self.stop)
         if not all(self.bad_words or ()):
             message = f"bad_words cannot contain an empty string. Got bad_words={self.bad_words}"
-            raise _wrong(message, "bad_words", self.bad_words)
-
-
-def _wrong(message: str, parameter: str, value: object) -> ValidationError:
-    return ValidationError(message, parameter=parameter, value=value)
-
-
-def _hint(name: str, known: Sequence[str]) -> str:
-    if name in _REMOVED:
-        return f": {_REMOVED[name]}"
-    nearest = difflib.get_close_matches(name, known, n=1, cutoff=0.5)
-    return f"; the nearest is {nearest[0]!r}" if nearest else f"; it has {', '.join(known)}"
-
-
-def _is_integer(value: object) -> bool:
-    return isinstance(value, numbers.Integral) and not isinstance(value, bool)
-
-
-def _require_integer(name: str, value: object) -> None:
-    if not _is_integer(value):
-        raise _wrong(f"{name} must be an integer, got {type(value).__name__}", name, value)
-
-
-def _count_of(value: int | None) -> int | None:
-    """OpenAI's chat API gives a bool where vLLM wants a count."""
-    if isinstance(value, bool):
-        return 1 if value else None
-    return value
-
-
-def _unique(name: str, values: Iterable[Any] | None) -> list[Any]:
-    if values is None:
-        return []
-    if isinstance(values, (str, bytes)) or not isinstance(values, Iterable):
-        raise _wrong(f"{name} must be a list, got {type(values).__name__}", name, values)
-    return list(dict.fromkeys(values))
-
-
-def _bias(logit_bias: Mapping[Any, float]) -> dict[int, float]:
-    biases: dict[int, float] = {}
-    invalid: list[object] = []
-    for token, bias in logit_bias.items():
-        try:
-            token_id = int(token)
-        except (TypeError, ValueError):
-            invalid.append(token)
-            continue
-        if isinstance(bias, bool) or not isinstance(bias, numbers.Real) or math.isnan(bias):
-            raise _wrong(f"logit_bias[{token!r}] must be a number, got {bias!r}.", "logit_bias", bias)
-        biases[token_id] = min(LARGEST_BIAS, max(-LARGEST_BIAS, float(bias)))
-    if invalid:
-        message = f"logit_bias contains key(s) that cannot be converted to integer token IDs: {invalid!r}"
-        raise _wrong(message, "logit_bias", invalid)
-    return biases
-
-
-def _outside(token_ids: Iterable[int] | None, vocab: int) -> list[int]:
-    return [token_id for token_id in token_ids or () if not 0 <= token_id < vocab]
+            raise wrong(message, "bad_words", self.bad_words)

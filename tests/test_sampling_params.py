@@ -11,7 +11,8 @@ import numpy as np
 import pytest
 
 from moelens.errors import ValidationError
-from moelens.sampling_params import RequestOutputKind, SamplingParams
+from moelens.outputs import RequestOutputKind
+from moelens.sampling_params import SamplingParams
 
 MESSAGES: list[tuple[dict[str, Any], str]] = [
     ({"n": 0}, "n must be at least 1, got 0."),

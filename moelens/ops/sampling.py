@@ -14,6 +14,7 @@ from moelens.ops.interface import Ops, SamplingRows
 from moelens.outputs import Logprob
 from moelens.request import Request
 
+RUN = 512  # logits that are looked at together to find the largest
 LEAST_TOP_P = 1e-9  # keeps one token of any vocabulary, and is not 0 in float32
 
 _NOT_FINITE = "the model's logits were not finite"
@@ -106,15 +107,31 @@ def token_logprobs(
     if others is not None:
         found.update((other, _ranked(logprobs, other)) for other in others if other != token_id)
         return found
-    values, ids = torch.topk(logprobs, len(logprobs) if count == -1 else min(count, len(logprobs)))
+    values, ids = largest(logprobs, len(logprobs) if count == -1 else min(count, len(logprobs)))
     for rank, (value, other) in enumerate(zip(values.tolist(), ids.tolist(), strict=True), start=1):
         found[other] = Logprob(value, rank)
     return found
 
 
+def largest(values: torch.Tensor, count: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """The `count` largest of values [V], largest first, and where they are.
+
+    They lie in the `count` runs with the largest maxima, which are found much sooner than by one `topk`.
+    """
+    runs = len(values) // RUN
+    if count * 8 > runs:
+        return torch.topk(values, count)
+    maxima = values[: runs * RUN].view(runs, RUN).amax(dim=1)
+    starts = torch.topk(maxima, count).indices * RUN
+    rest = torch.arange(runs * RUN, len(values))
+    ids = torch.cat([(starts[:, None] + torch.arange(RUN)).flatten(), rest])
+    found = torch.topk(values[ids], count)
+    return found.values, ids[found.indices]
+
+
 def _ranked(logprobs: torch.Tensor, token_id: int) -> Logprob:
-    value = logprobs[token_id]
-    return Logprob(float(value), 1 + int((logprobs > value).sum()))
+    values = logprobs.numpy()  # torch compares 10 times slower
+    return Logprob(float(values[token_id]), 1 + int(np.count_nonzero(values > values[token_id])))
 
 
 def _sampled(token_id: int, raw: torch.Tensor, request: Request, error: str | None) -> SampledToken:

@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 
 from moelens.ops.adjust import adjust, is_adjusted
 from moelens.ops.reference import ReferenceOps
-from moelens.ops.sampling import SampledToken, Sampler, token_logprobs, uniforms
+from moelens.ops.sampling import RUN, SampledToken, Sampler, largest, token_logprobs, uniforms
 from moelens.request import Request, mix
 from moelens.sampling_params import SamplingParams
 
@@ -140,6 +140,16 @@ def test_the_sampled_token_is_always_among_the_logprobs(count: int, expected: in
     found = token_logprobs(logits, best, count)
     assert best in found and len(found) == expected
     assert sum(math.exp(one.logprob) for one in found.values()) <= 1 + 1e-6
+
+
+@pytest.mark.parametrize("size", [5, RUN, 40 * RUN, 40 * RUN + 3, 100 * RUN + RUN - 1])
+@pytest.mark.parametrize("count", [0, 1, 5, 12])
+def test_the_largest_are_those_of_a_full_sort(size: int, count: int) -> None:
+    values = torch.randperm(size, generator=torch.Generator().manual_seed(size)).float()
+    found, ids = largest(values, min(count, size))
+    expected = torch.sort(values, descending=True)
+    assert found.tolist() == expected.values[:count].tolist()
+    assert ids.tolist() == expected.indices[:count].tolist()
 
 
 def test_chosen_token_ids_are_scored_instead_of_the_likeliest() -> None:
