@@ -82,7 +82,8 @@ def to_text(m: Measurement, hardware: Hardware, versions: dict[str, str]) -> str
             f"Decode: {m.decode_tokens_per_second:.2f} tokens/s ({m.decode_tokens} in {m.decode_seconds:.2f} s)",
             f"Steps: {m.steps}, of whose time {100 * _rate(m.schedule_seconds, m.elapsed_seconds):.2f} % scheduling; "
             f"preemptions: {m.preemptions}",
-            f"Peak RSS: {_size(m.peak_rss_bytes)} (weights {_size(m.weight_bytes)}, cache {_size(m.kv_cache_bytes)} reserved)",
+            f"Peak RSS: {_size(m.peak_rss_bytes)} (weights {_size(m.weight_bytes)}, "
+            f"cache {_size(m.kv_cache_bytes)} reserved)",
             f"Load: {m.load_seconds:.2f} s",
             f"CPU: {hardware.cpu}, {hardware.cores} cores, {_size(hardware.memory_bytes)}; "
             f"{hardware.isa} kernels on {hardware.threads} threads",
