@@ -8,7 +8,8 @@
     ├── UnsupportedCallError   (also NotImplementedError) a method of vLLM's LLM that moelens does not have
     ├── CapacityError          (also MemoryError)  it does not fit in the memory that was given
     ├── KernelError            (also RuntimeError) a compiled kernel is missing or refuses this machine
-    └── TaskError              (also RuntimeError) a pipeline task failed; the cause is chained
+    ├── TaskError              (also RuntimeError) a pipeline task failed; the cause is chained
+    └── JobError               (also RuntimeError) a batch job can't start or go on; nothing that was done is lost
 
 A message says what was wrong, the value found, and what to do about it.
 """
@@ -58,3 +59,7 @@ class KernelError(MoelensError, RuntimeError):
 
 class TaskError(MoelensError, RuntimeError):
     """A pipeline task failed; `__cause__` is the original exception."""
+
+
+class JobError(MoelensError, RuntimeError):
+    """A batch job can't start or go on; what is done stays, and the message says how to continue."""

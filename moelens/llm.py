@@ -120,7 +120,7 @@ class LLM:
         from moelens.assembly import build_engine  # the kernels; errors above should not need them
 
         self.engine: Engine = build_engine(options, folder, self._tokenizer, show_progress=use_tqdm_on_load)
-        self._session = Session(self.engine, self._tokenizer, seed=seed, max_logprobs=max_logprobs)
+        self.session = Session(self.engine, self._tokenizer, seed=seed, max_logprobs=max_logprobs)
         self._queued = Call()
 
     def generate(
@@ -161,7 +161,7 @@ class LLM:
         """
         call = Call()
         self._submit(call, prompts, sampling_params, use_tqdm, tokenization_kwargs)
-        yield from self._session.results(call, GenerationBar(bar_factory(use_tqdm), call.submitted))
+        yield from self.session.results(call, GenerationBar(bar_factory(use_tqdm), call.submitted))
 
     def chat(
         self,
@@ -285,9 +285,9 @@ class LLM:
         tokenization_kwargs: Mapping[str, Any] | None,
     ) -> list[str]:
         listed = list_prompts(prompts)
-        rendered = render_prompts(listed, self._tokenizer, self._session.limits, tokenization_kwargs)
+        rendered = render_prompts(listed, self._tokenizer, self.session.limits, tokenization_kwargs)
         bar = rendering_bar(bar_factory(use_tqdm), len(listed), "Rendering prompts")
-        return self._session.submit_all(call, rendered, len(listed), self._params(params), bar)
+        return self.session.submit_all(call, rendered, len(listed), self._params(params), bar)
 
     def _submit_chat(
         self,
@@ -302,13 +302,13 @@ class LLM:
         conversations = list_conversations(messages)
         texts = [render_conversation(one, index, tokenizer, options) for index, one in enumerate(conversations)]
         encoding = {**(tokenization_kwargs or {}), "add_special_tokens": False}  # the template has written them
-        rendered = render_prompts(texts, tokenizer, self._session.limits, encoding)
+        rendered = render_prompts(texts, tokenizer, self.session.limits, encoding)
         bar = rendering_bar(bar_factory(use_tqdm), len(texts), "Rendering conversations")
-        return self._session.submit_all(call, rendered, len(texts), self._params(params), bar)
+        return self.session.submit_all(call, rendered, len(texts), self._params(params), bar)
 
     def _finish(self, call: Call, use_tqdm: bool | BarFactory) -> list[RequestOutput]:
         bar = GenerationBar(bar_factory(use_tqdm), len(call.jobs) + len(call.ready))
-        return sorted(self._session.results(call, bar), key=lambda output: output.prompt_index)
+        return sorted(self.session.results(call, bar), key=lambda output: output.prompt_index)
 
     def _params(self, params: Params | None) -> Params:
         return self.get_default_sampling_params() if params is None else params

@@ -32,6 +32,12 @@ class Report(Protocol):
     def output_tokens(self) -> int: ...
 
 
+class StepCounter(Protocol):
+    """Counts steps; see `moelens.progress.GenerationBar`."""
+
+    def advance(self, finished: int, prompt_tokens: int, output_tokens: int) -> None: ...
+
+
 class RequestRunner(Protocol):
     """The engine, as far as it is used here; see `moelens.engine.Engine`."""
 
@@ -81,6 +87,11 @@ class Session:
         self._prompts = 0  # since the beginning
         self._requests = 0
         self._jobs: dict[int, Job] = {}  # by the ids of their unfinished requests
+
+    @property
+    def tokenizer(self) -> Tokenizer | None:
+        """The model's tokenizer, None with skip_tokenizer_init."""
+        return self._tokenizer
 
     @property
     def limits(self) -> PromptLimits:
@@ -151,10 +162,23 @@ class Session:
                 while call.ready:
                     yield call.ready.popleft()
                 if call.jobs:
-                    self._step(call, bar)
+                    self.step(call, bar)
         finally:
             self.abort(call)
             bar.close()
+
+    def step(self, call: Call, bar: StepCounter) -> None:
+        """Run one step of everything that is under way; what it completes lies in its own call's `ready`."""
+        report = next(self._engine.run(), None)
+        outputs_before = len(call.ready)
+        for request in self._unreported() if report is None else report.finished:
+            job = self._jobs.pop(request.request_id)
+            job.unfinished -= 1
+            if job.unfinished == 0:
+                del job.call.jobs[job.index]
+                job.call.ready.append(make_output(job.request_id, job.index, job.prompt, job.requests, self._tokenizer))
+        prompt_tokens, output_tokens = (report.prompt_tokens, report.output_tokens) if report else (0, 0)
+        bar.advance(len(call.ready) - outputs_before, prompt_tokens, output_tokens)
 
     def abort(self, call: Call, first: int = 0) -> None:
         """Drop what is unfinished of the call's prompts from the one with index `first` on, and forget those."""
@@ -204,18 +228,6 @@ class Session:
             self._engine.abort(request_ids)
         for request_id in request_ids:
             self._jobs.pop(request_id, None)
-
-    def _step(self, call: Call, bar: GenerationBar) -> None:
-        report = next(self._engine.run(), None)
-        outputs_before = len(call.ready)
-        for request in self._unreported() if report is None else report.finished:
-            job = self._jobs.pop(request.request_id)
-            job.unfinished -= 1
-            if job.unfinished == 0:
-                del job.call.jobs[job.index]
-                job.call.ready.append(make_output(job.request_id, job.index, job.prompt, job.requests, self._tokenizer))
-        prompt_tokens, output_tokens = (report.prompt_tokens, report.output_tokens) if report else (0, 0)
-        bar.advance(len(call.ready) - outputs_before, prompt_tokens, output_tokens)
 
     def _unreported(self) -> list[Request]:
         """Requests that finished in a step whose report was lost to an interrupt, when the engine has nothing to do."""
