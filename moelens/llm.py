@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import inspect
 import os
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -15,6 +14,7 @@ from moelens.arguments import ABSENT_METHODS, check_fixed, dtype_name, refuse_ar
 from moelens.checkpoint.source import find_checkpoint, find_settings
 from moelens.defaults import recommended_fields
 from moelens.errors import ConfigError, UnsupportedCallError
+from moelens.metrics import engine_metrics
 from moelens.options import EngineOptions
 from moelens.outputs import Metric, RequestOutput
 from moelens.plan import Plan
@@ -259,11 +259,8 @@ class LLM:
         return SamplingParams(**self._recommended)
 
     def get_metrics(self) -> list[Metric]:
-        """The engine's counts since the beginning."""
-        counts = dataclasses.asdict(self.engine.totals)
-        stages: dict[str, float] = counts.pop("stage_seconds", {})
-        named = {**counts, **{f"{stage.replace(' ', '_')}_seconds": seconds for stage, seconds in stages.items()}}
-        return [Metric(f"moelens:{name}", value) for name, value in named.items()]
+        """The engine's counts since the beginning, and its state."""
+        return engine_metrics(self.engine)
 
     if not TYPE_CHECKING:  # a type checker should go on to report unknown attributes
 
@@ -307,7 +304,7 @@ class LLM:
         return self.session.submit_all(call, rendered, len(texts), self._params(params), bar)
 
     def _finish(self, call: Call, use_tqdm: bool | BarFactory) -> list[RequestOutput]:
-        bar = GenerationBar(bar_factory(use_tqdm), len(call.jobs) + len(call.ready))
+        bar = GenerationBar(bar_factory(use_tqdm), call.unfinished + len(call.ready))
         return sorted(self.session.results(call, bar), key=lambda output: output.prompt_index)
 
     def _params(self, params: Params | None) -> Params:

@@ -65,11 +65,11 @@ class Job:
 
 
 class Call:
-    """The prompts of one call: how many were submitted, which are on their way, and outputs not yet handed over."""
+    """The prompts of one call: how many were submitted, how many are on their way, and outputs not yet handed over."""
 
     def __init__(self) -> None:
         self.submitted = 0
-        self.jobs: dict[int, Job] = {}  # unfinished, by index
+        self.unfinished = 0
         self.ready: deque[RequestOutput] = deque()
 
 
@@ -125,10 +125,11 @@ class Session:
         Raises ValidationError.
         """
         first = call.submitted
+        now = time.monotonic()
         try:
             request_ids: list[str] = []
             for prompt, own in zip(prompts, self._align(params, count), strict=True):
-                request_ids.append(str(self._submit(call, prompt, own)))
+                request_ids.append(str(self._submit(call, prompt, own, now)))
                 if bar is not None:
                     bar.update(1)
             return request_ids
@@ -139,29 +140,25 @@ class Session:
             if bar is not None:
                 bar.close()
 
-    def _submit(self, call: Call, prompt: Rendered, params: SamplingParams) -> int:
+    def _submit(self, call: Call, prompt: Rendered, params: SamplingParams, now: float) -> int:
         request_id = self._prompts
-        requests = tuple(self._make_requests(prompt.token_ids, params))
+        requests = tuple(self._make_requests(prompt.token_ids, params, now))
         job = Job(call, call.submitted, request_id, prompt.text, requests)
-        for added, request in enumerate(requests):
-            try:
-                self._engine.add(request)
-            except BaseException:
-                self._drop(requests[:added])
-                raise
-            self._jobs[request.request_id] = job
-        self._prompts += 1
-        call.jobs[job.index] = job
         call.submitted += 1
+        call.unfinished += 1
+        self._prompts += 1
+        for request in requests:
+            self._jobs[request.request_id] = job  # first, so that after an interrupt no request is unknown
+            self._engine.add(request)
         return request_id
 
     def results(self, call: Call, bar: GenerationBar) -> Iterator[RequestOutput]:
         """Each output of the call when it is complete; what is unfinished when the caller leaves is aborted."""
         try:
-            while call.jobs or call.ready:
+            while call.unfinished or call.ready:
                 while call.ready:
                     yield call.ready.popleft()
-                if call.jobs:
+                if call.unfinished:
                     self.step(call, bar)
         finally:
             self.abort(call)
@@ -175,17 +172,17 @@ class Session:
             job = self._jobs.pop(request.request_id)
             job.unfinished -= 1
             if job.unfinished == 0:
-                del job.call.jobs[job.index]
+                job.call.unfinished -= 1
                 job.call.ready.append(make_output(job.request_id, job.index, job.prompt, job.requests, self._tokenizer))
         prompt_tokens, output_tokens = (report.prompt_tokens, report.output_tokens) if report else (0, 0)
         bar.advance(len(call.ready) - outputs_before, prompt_tokens, output_tokens)
 
     def abort(self, call: Call, first: int = 0) -> None:
         """Drop what is unfinished of the call's prompts from the one with index `first` on, and forget those."""
-        dropped = [job for index, job in call.jobs.items() if index >= first]
-        self._drop(request for job in dropped for request in job.requests if request.request_id in self._jobs)
-        for job in dropped:
-            del call.jobs[job.index]
+        dropped = [i for i, job in self._jobs.items() if job.call is call and job.index >= first]
+        if dropped:
+            self._engine.abort(dropped)
+        call.unfinished -= len({self._jobs.pop(request_id) for request_id in dropped})
         call.submitted = first
 
     def _align(self, params: Params, count: int) -> Iterator[SamplingParams]:
@@ -212,8 +209,7 @@ class Session:
                 known[key] = self.prepare(one)
             yield known[key]
 
-    def _make_requests(self, token_ids: array[int], params: SamplingParams) -> Iterator[Request]:
-        now = time.monotonic()
+    def _make_requests(self, token_ids: array[int], params: SamplingParams, now: float) -> Iterator[Request]:
         for sample in range(params.n):
             if sample == 1 and params.prompt_logprobs is not None:
                 params = params.clone()
@@ -221,13 +217,6 @@ class Session:
             seed = request_seed(params, self._seed, self._prompts, sample)
             yield Request(self._requests, token_ids, params, seed, now)
             self._requests += 1
-
-    def _drop(self, requests: Iterable[Request]) -> None:
-        request_ids = [request.request_id for request in requests]
-        if request_ids:
-            self._engine.abort(request_ids)
-        for request_id in request_ids:
-            self._jobs.pop(request_id, None)
 
     def _unreported(self) -> list[Request]:
         """Requests that finished in a step whose report was lost to an interrupt, when the engine has nothing to do."""
