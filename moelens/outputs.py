@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import enum
 from dataclasses import dataclass
+from typing import Literal
 
 
 @dataclass(slots=True)
@@ -75,10 +76,12 @@ class RequestOutput:
 
 @dataclass(frozen=True, slots=True)
 class Metric:
-    """A count that the engine keeps."""
+    """A count that only grows ("counter"), or a state ("gauge"); `help` says of what."""
 
     name: str
     value: float
+    kind: Literal["counter", "gauge"] = "counter"
+    help: str = ""
 
 
 class RequestOutputKind(enum.Enum):

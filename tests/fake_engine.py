@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
+from moelens.engine import EngineTotals
 from moelens.outputs import Logprob
+from moelens.plan import Plan
 from moelens.request import Request, mix
 from moelens.stopping import Stopping
 from moelens.text.detokenize import Decoder
@@ -20,10 +22,12 @@ class FakeReport:
     output_tokens: int
 
 
-@dataclass
-class FakeTotals:
-    steps: int = 0
-    stage_seconds: dict[str, float] = field(default_factory=dict)
+@dataclass(frozen=True)
+class FakeScheduler:
+    running: int
+    waiting: int
+    free_blocks: int = 3
+    preemptions: int = 0
 
 
 class FakeEngine:
@@ -40,7 +44,8 @@ class FakeEngine:
     ) -> None:
         self.vocab = vocab
         self.max_model_len = max_model_len
-        self.totals = FakeTotals()
+        self.totals = EngineTotals()
+        self.plan = Plan(step_tokens=max_requests, max_requests=max_requests, kv_blocks=4)
         self.waiting: list[Request] = []
         self.running: list[Request] = []
         self.seen: list[Request] = []
@@ -51,6 +56,10 @@ class FakeEngine:
         self._max_requests = max_requests
         self._next_token = next_token or _seeded
         self._stopping = Stopping(tokenizer, [1], max_model_len)
+
+    @property
+    def scheduler(self) -> FakeScheduler:
+        return FakeScheduler(len(self.running), len(self.waiting))
 
     def add(self, request: Request) -> None:
         if self.refuse_after is not None and len(self.seen) >= self.refuse_after:

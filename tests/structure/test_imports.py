@@ -63,8 +63,10 @@ ALLOWED: dict[str, set[str]] = {
     "progress": set(),
     "results": RECORDS | {"text", "stopping"},
     "session": RECORDS | {"text", "progress", "results", "engine"},
+    "metrics": RECORDS | {"engine"},
     "llm": RECORDS
-    | {"checkpoint", "text", "arguments", "defaults", "progress", "session", "options", "assembly", "engine"},
+    | {"checkpoint", "text", "arguments", "defaults", "progress", "session", "options", "assembly", "engine"}
+    | {"metrics"},
     "": RECORDS | {"llm", "text"},
     "bench": RECORDS | {"", "llm", "ops"},
 }

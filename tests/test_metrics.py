@@ -1,0 +1,31 @@
+"""Prometheus' text format, and that what it says is what the engine counts."""
+
+from __future__ import annotations
+
+from fake_engine import FakeEngine
+
+from moelens.metrics import engine_metrics, prometheus_text
+from moelens.outputs import Metric
+
+
+def test_counters_end_in_total_and_everything_has_its_type() -> None:
+    text = prometheus_text(
+        [
+            Metric("moelens:steps", 7, "counter", "Passes."),
+            Metric("moelens:share", 0.25, "gauge", "A \\ and\na line"),
+        ]
+    )
+    assert text == (
+        "# HELP moelens:steps_total Passes.\n# TYPE moelens:steps_total counter\nmoelens:steps_total 7\n"
+        "# HELP moelens:share A \\\\ and\\na line\n# TYPE moelens:share gauge\nmoelens:share 0.25\n"
+    )
+
+
+def test_every_metric_is_named_once_and_explained() -> None:
+    engine = FakeEngine(None)
+    engine.totals.stage_seconds["attend decodes"] = 1.5
+    metrics = engine_metrics(engine)  # type: ignore[arg-type]
+    names = [metric.name for metric in metrics]
+    assert len(set(names)) == len(names)
+    assert all(metric.help and metric.name.startswith("moelens:") for metric in metrics)
+    assert "moelens:attend_decodes_seconds" in names
