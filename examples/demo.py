@@ -21,9 +21,9 @@ QUESTIONS = (
     "Explain what a computer program is, in one sentence.",
     "Which language is spoken in Brazil?",
     "Why should I exercise?",
-    "What is honey?",
+    "Why do we need trees?",
     "What is the capital of Japan?",
-    "How do I make a cup of tea?",
+    "What is the largest planet in the solar system?",
 )
 
 
