@@ -1,4 +1,4 @@
-"""A request's tokens and log-probabilities are the same bits whatever the batch, the cache, the parts and the threads."""
+"""A request's tokens and log-probabilities are the same bits whatever the batch, cache, parts and threads."""
 
 from __future__ import annotations
 
