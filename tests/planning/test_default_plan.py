@@ -30,7 +30,7 @@ def test_what_the_user_fixed_is_kept() -> None:
 
 
 def test_activations_count_experts_and_logits() -> None:
-    per_row = 8 * 16 * 2 + 2 * (2 * 16 * 2 + 4 * 16)
+    per_row = 2 * 16 * 4 + 8 * 16 * 2 + 2 * (2 * 16 * 2 + 4 * 16)
     assert activation_bytes(CONFIG, 1000) == 1000 * per_row + 2 * 256 * 100 * 4
 
 
