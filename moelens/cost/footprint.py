@@ -13,7 +13,8 @@ def activation_bytes(config: ModelConfig, step_tokens: int) -> int:
     """Bytes of everything that a step of `step_tokens` rows holds beside weights and cache.
 
     Per row: RESIDUAL_ROWS of float32 and LIVE_ROWS tensors of the widest width; per active expert its inner activations
-    in the model's dtype and its output in float32. Plus LOGIT_ROWS rows of float32 logits, twice (a sampler may copy them).
+    in the model's dtype and its output in float32. Plus LOGIT_ROWS rows of float32 logits, twice (a sampler may copy
+    them).
     """
     per_row = 0
     for layer in config.layers:
