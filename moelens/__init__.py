@@ -20,6 +20,8 @@ from moelens.errors import (
     UnsupportedModelError,
     ValidationError,
 )
+from moelens.jobs.api import run_batch
+from moelens.jobs.options import JobReport
 from moelens.llm import LLM
 from moelens.outputs import CompletionOutput, Logprob, Metric, RequestOutput, RequestOutputKind, RequestStateStats
 from moelens.plan import Plan
@@ -35,6 +37,7 @@ __all__ = [
     "CompletionOutput",
     "ConfigError",
     "JobError",
+    "JobReport",
     "KernelError",
     "Logprob",
     "Metric",
@@ -51,4 +54,5 @@ __all__ = [
     "UnsupportedModelError",
     "ValidationError",
     "__version__",
+    "run_batch",
 ]

@@ -106,6 +106,11 @@ def refuse_arguments(unsupported: Iterable[str], supported: Iterable[str]) -> No
         raise TypeError(f"LLM() has no argument {name!r}; the nearest supported argument is {nearest!r}.")
 
 
+def unsupported_reason(name: str) -> str | None:
+    """Why moelens has no argument `name` of vLLM's, where that is known."""
+    return _REASONS.get(name)
+
+
 def refuse_call_arguments(**given: object) -> None:
     """Raise ValidationError for the first argument of a call that is not None and means nothing here."""
     reasons = {

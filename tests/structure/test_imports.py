@@ -67,8 +67,12 @@ ALLOWED: dict[str, set[str]] = {
     "llm": RECORDS
     | {"checkpoint", "text", "arguments", "defaults", "progress", "session", "options", "assembly", "engine"}
     | {"metrics"},
-    "": RECORDS | {"llm", "text"},
+    "jobs": RECORDS | {"llm", "session", "defaults", "metrics", "text", "checkpoint", "ops"},
+    "": RECORDS | {"llm", "text", "jobs"},
     "bench": RECORDS | {"", "llm", "ops"},
+    "doctor": RECORDS | {"ops", "memory", "bench"},
+    "cli": RECORDS | {"", "bench", "jobs", "arguments", "doctor"},
+    "__main__": {"cli"},
 }
 
 

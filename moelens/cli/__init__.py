@@ -1,0 +1,1 @@
+"""The command `python -m moelens`, a file per subcommand."""

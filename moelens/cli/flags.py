@@ -1,0 +1,124 @@
+"""Flags: the nearest for one that does not exist, and those that choose and size a model, with vLLM's names."""
+
+from __future__ import annotations
+
+import argparse
+import difflib
+import json
+from collections.abc import Mapping, Sequence
+from typing import Any, NoReturn
+
+from moelens.arguments import unsupported_reason
+from moelens.bench.arguments import parse_bytes
+
+_SERVER = "moelens has no server"
+_REFUSED: Mapping[str, str] = {
+    "--host": _SERVER,
+    "--port": _SERVER,
+    "--enable-metrics": "use --metrics-file",
+    "--output-tmp-dir": "results are appended to the output as they come",
+    "--tensor-parallel-size": "one process runs the whole model",
+    "--gpu-memory-utilization": "no GPU is used; say what may be taken with --cpu-memory-bytes",
+    "--trust-remote-code": "code that a checkpoint brings along is never run",
+}
+
+
+class Parser(argparse.ArgumentParser):
+    """A parser that takes no abbreviations, and that names the nearest flag for one that it does not have."""
+
+    def __init__(self, **options: Any) -> None:
+        super().__init__(**{**options, "allow_abbrev": False})
+
+    def parse_args(self, args: Sequence[str] | None = None, namespace: Any = None) -> Any:  # type: ignore[override]
+        found, unknown = self.parse_known_args(args, namespace)
+        if unknown:
+            self.refuse(unknown[0])
+        return found
+
+    def refuse(self, unknown: str) -> NoReturn:
+        """Exit with what to use instead of a flag."""
+        flag = unknown.split("=")[0]
+        if not flag.startswith("-"):
+            self.error(f"{unknown!r} is too much: it belongs to no flag")
+        reason = _REFUSED.get(flag) or unsupported_reason(flag.lstrip("-").replace("-", "_"))
+        if reason is not None:
+            self.error(f"{flag} is not supported: {reason}")
+        known = [option for action in self._actions for option in action.option_strings if option.startswith("--")]
+        nearest = difflib.get_close_matches(flag, known, n=1, cutoff=0.0)[0]
+        self.error(f"{flag} is not supported; the nearest supported flag is {nearest} (see --help)")
+
+
+def add_model_flags(parser: argparse.ArgumentParser) -> None:
+    """The flags that are arguments of LLM; one that is left out has the library's default."""
+    model = parser.add_argument_group("model")
+    model.add_argument("--model", required=True, help="a checkpoint's folder, or the hub's name of one")
+    model.add_argument("--revision", help="branch, tag or commit on the hub")
+    model.add_argument("--tokenizer", help="folder or name of another tokenizer")
+    model.add_argument("--tokenizer-revision")
+    model.add_argument("--tokenizer-mode", choices=("auto", "hf"))
+    model.add_argument("--chat-template", help="a Jinja file, or the template itself")
+    model.add_argument("--load-format", choices=("auto", "safetensors", "dummy"), help="dummy: random weights")
+    model.add_argument("--dtype", help="auto, bfloat16 or float32")
+    model.add_argument("--download-dir", help="where the hub's files are kept")
+    model.add_argument("--hf-token", help="for gated models; better kept in the hub's own login")
+    model.add_argument("--hf-overrides", type=json_object, help='entries of config.json, e.g. {"rope_theta": 1e6}')
+    model.add_argument("--generation-config", help="auto (the model's own), vllm (none) or a folder")
+    model.add_argument("--override-generation-config", type=json_object, help="entries of generation_config.json")
+    model.add_argument("--seed", type=int, default=0, help="of all lines that have none of their own")
+
+    engine = parser.add_argument_group("engine")
+    engine.add_argument("--device", help="auto or cpu")
+    engine.add_argument("--max-model-len", type=positive, help="tokens of prompt and output at most")
+    engine.add_argument("--max-num-seqs", type=positive, help="texts in a step at most")
+    engine.add_argument("--max-num-batched-tokens", type=positive, help="tokens in a step at most")
+    engine.add_argument("--max-logprobs", type=int, help="log-probabilities per token at most (-1: no limit)")
+    engine.add_argument("--kv-cache-memory-bytes", type=parse_bytes, help="e.g. 4GiB")
+    engine.add_argument("--cpu-memory-bytes", type=parse_bytes, help="for weights and cache together, e.g. 64GiB")
+    engine.add_argument("--num-threads", type=positive)
+
+
+ENGINE_ARGUMENTS = (
+    "revision",
+    "tokenizer",
+    "tokenizer_revision",
+    "tokenizer_mode",
+    "chat_template",
+    "load_format",
+    "dtype",
+    "download_dir",
+    "hf_token",
+    "hf_overrides",
+    "generation_config",
+    "override_generation_config",
+    "device",
+    "max_model_len",
+    "max_num_seqs",
+    "max_num_batched_tokens",
+    "max_logprobs",
+    "kv_cache_memory_bytes",
+    "cpu_memory_bytes",
+    "num_threads",
+)
+
+
+def engine_arguments(found: argparse.Namespace) -> dict[str, Any]:
+    """The arguments of LLM that were given, but for model and seed."""
+    return {name: value for name in ENGINE_ARGUMENTS if (value := getattr(found, name)) is not None}
+
+
+def positive(text: str) -> int:
+    """A whole number, at least 1."""
+    if not text.isdecimal() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"must be a whole number of at least 1, got {text!r}")
+    return int(text)
+
+
+def json_object(text: str) -> dict[str, Any]:
+    """A JSON object."""
+    try:
+        value = json.loads(text)
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(f"must be a JSON object, got {text!r} ({error})") from error
+    if not isinstance(value, dict):
+        raise argparse.ArgumentTypeError(f"must be a JSON object, got {text!r}")
+    return value

@@ -1,0 +1,1 @@
+"""JOBS: files of requests to files of results, which lose nothing however often they are stopped."""
