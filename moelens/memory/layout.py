@@ -92,9 +92,7 @@ def _storage_shape(spec: TensorSpec, ops: Ops, dtype: torch.dtype) -> tuple[int,
     return (experts, *ops.down_shape(rows, width, dtype))
 
 
-def _experts(
-    gate_up: Entry, gate_up_storage: torch.Tensor, down: Entry, down_storage: torch.Tensor
-) -> ExpertMatrices:
+def _experts(gate_up: Entry, gate_up_storage: torch.Tensor, down: Entry, down_storage: torch.Tensor) -> ExpertMatrices:
     experts, hidden, width = down.logical
     assert gate_up.logical == (experts, 2, width, hidden), f"{gate_up.logical} and {down.logical} do not fit together"
     return ExpertMatrices(gate_up_storage, down_storage, experts, width, hidden)
