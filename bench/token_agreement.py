@@ -3,10 +3,11 @@
     python -m bench.token_agreement --architectures mixtral olmoe      made in the cache as the demo does it
     python -m bench.token_agreement --models FOLDER [FOLDER ...] --output-json agreement.json
 
-float32: `prompts` requests of `tokens` greedy tokens each. Where a text differs from transformers', transformers reads
-ours and every token is judged by what it would have picked there: a near tie (its two best logits less than 1e-3
-apart), or wrong. bfloat16: the relative error of the logits after each prompt against transformers in float32, over all
-prompts at once, beside the error that transformers itself makes in bfloat16.
+float32: `prompts` requests of `tokens` greedy tokens each. transformers reads our texts, and every token is judged by
+what it would have picked after the tokens before: the same, something else at a near tie (its two best logits less than
+1e-3 apart), or something else where it was sure, which is wrong. A text without a difference is the one that it
+generates. bfloat16: the relative error of the logits after each prompt against transformers in float32, over all
+prompts at once and of the prompt in the middle, beside the errors that transformers itself makes in bfloat16.
 """
 
 from __future__ import annotations
@@ -14,10 +15,11 @@ from __future__ import annotations
 import argparse
 import gc
 import json
+import statistics
 import sys
 import tempfile
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 import torch
@@ -37,32 +39,50 @@ NEAR_TIE = 1e-3
 
 
 @dataclass(frozen=True)
+class Errors:
+    """Relative errors of logits: over all prompts at once, and the median of the prompts' own.
+
+    The first is that of the few prompts in which a near tie of a router fell the other way.
+    """
+
+    all: float
+    median: float
+
+
+@dataclass(frozen=True)
 class Agreement:
     """What the comparison of one checkpoint gave; `wrong` tokens differ where the reference was sure."""
 
     model: str
     prompts: int
     tokens: int
-    equal_prompts: int
+    equal_texts: int
     near_ties: int
     wrong: int
-    bfloat16_error: float | None = None
-    transformers_bfloat16_error: float | None = None
+    bfloat16: Errors | None = None
+    transformers_bfloat16: Errors | None = None
 
 
-def compare(folder: Path, name: str, prompts: Sequence[list[int]], tokens: int, *, bfloat16: bool) -> Agreement:
+def compare(
+    folder: Path,
+    name: str,
+    prompts: Sequence[list[int]],
+    tokens: int,
+    *,
+    bfloat16: bool,
+    threads: int | None = None,
+) -> Agreement:
     """Everything about the checkpoint in `folder`. Loads one model at a time."""
-    ours = generate(folder, prompts, tokens)
-    our_logits = last_logits(folder, prompts) if bfloat16 else None
+    ours = generate(folder, prompts, tokens, threads)
+    our_logits = last_logits(folder, prompts, threads) if bfloat16 else None
     gc.collect()
     model = reference(folder, torch.float32)
-    theirs = generate_reference(model, prompts, tokens)
-    judged = [judge(model, p, own) for p, own, other in zip(prompts, ours, theirs, strict=True) if own != other]
+    judged = [judge(model, prompt, output) for prompt, output in zip(prompts, ours, strict=True)]
     agreement = Agreement(
         model=name,
         prompts=len(prompts),
         tokens=sum(len(text) for text in ours),
-        equal_prompts=len(prompts) - len(judged),
+        equal_texts=judged.count((0, 0)),
         near_ties=sum(near_ties for near_ties, _ in judged),
         wrong=sum(wrong for _, wrong in judged),
     )
@@ -72,22 +92,21 @@ def compare(folder: Path, name: str, prompts: Sequence[list[int]], tokens: int, 
     del model
     gc.collect()
     rounded = reference_logits(reference(folder, torch.bfloat16), prompts)
-    errors = {"bfloat16_error": our_logits, "transformers_bfloat16_error": rounded}
-    return Agreement(**{**asdict(agreement), **{key: relative(value, exact) for key, value in errors.items()}})
+    return replace(agreement, bfloat16=errors_of(our_logits, exact), transformers_bfloat16=errors_of(rounded, exact))
 
 
-def generate(folder: Path, prompts: Sequence[list[int]], tokens: int) -> list[list[int]]:
+def generate(folder: Path, prompts: Sequence[list[int]], tokens: int, threads: int | None = None) -> list[list[int]]:
     """Our greedy tokens in float32."""
-    llm = LLM(str(folder), dtype="float32", skip_tokenizer_init=True)
+    llm = LLM(str(folder), dtype="float32", skip_tokenizer_init=True, num_threads=threads)
     params = SamplingParams(temperature=0.0, max_tokens=tokens, ignore_eos=True, detokenize=False)
     outputs = llm.generate([{"prompt_token_ids": prompt} for prompt in prompts], params, use_tqdm=False)
     return [list(output.outputs[0].token_ids) for output in outputs]
 
 
-def last_logits(folder: Path, prompts: Sequence[list[int]]) -> torch.Tensor:
+def last_logits(folder: Path, prompts: Sequence[list[int]], threads: int | None = None) -> torch.Tensor:
     """Our logits after each prompt in bfloat16 [prompts, V]: our kernels on one prompt at a time."""
     architecture = build(read_config(folder), torch.bfloat16)
-    ops = NativeOps()
+    ops = NativeOps(threads)
     store = load_weights(folder, architecture, ops, threads=ops.threads)
     rows = []
     for prompt in prompts:
@@ -112,17 +131,6 @@ def reference(folder: Path, dtype: torch.dtype) -> PreTrainedModel:
 
 
 @torch.no_grad()
-def generate_reference(model: PreTrainedModel, prompts: Sequence[list[int]], tokens: int) -> list[list[int]]:
-    """transformers' greedy tokens, all prompts in one batch, padded on the left."""
-    model.generation_config.eos_token_id = None  # go on after an end of text, as ours does with ignore_eos
-    longest = max(map(len, prompts))
-    ids = torch.tensor([[0] * (longest - len(prompt)) + prompt for prompt in prompts])
-    mask = torch.tensor([[0] * (longest - len(prompt)) + [1] * len(prompt) for prompt in prompts])
-    out = model.generate(ids, attention_mask=mask, max_new_tokens=tokens, do_sample=False, pad_token_id=0)
-    return out[:, longest:].tolist()
-
-
-@torch.no_grad()
 def judge(model: PreTrainedModel, prompt: list[int], output: list[int]) -> tuple[int, int]:
     """How many tokens of `output` the model would not have picked after what stands before: near ties, and wrong."""
     logits = model(torch.tensor([prompt + output[:-1]])).logits[0, len(prompt) - 1 :].float()
@@ -140,6 +148,12 @@ def reference_logits(model: PreTrainedModel, prompts: Sequence[list[int]]) -> to
 
 def relative(found: torch.Tensor, exact: torch.Tensor) -> float:
     return float((found - exact).norm() / exact.norm())
+
+
+def errors_of(found: torch.Tensor, exact: torch.Tensor) -> Errors:
+    """The errors of rows [prompts, V] of logits."""
+    each = [relative(*pair) for pair in zip(found, exact, strict=True)]
+    return Errors(relative(found, exact), statistics.median(each))
 
 
 def int32(*values: int) -> torch.Tensor:
@@ -179,13 +193,14 @@ def make_random_dbrx(folder: Path) -> Path:
 def table(agreements: Sequence[Agreement]) -> str:
     """Markdown, one line per checkpoint."""
     lines = [
-        "| model | prompts | tokens | equal texts | near ties | wrong tokens | bf16 error | transformers' bf16 error |",
+        "| model | prompts | tokens | equal texts | near ties | wrong tokens "
+        "| bf16 error (median) | transformers' (median) |",
         "| --- | ---: | ---: | ---: | ---: | ---: | ---: | ---: |",
     ]
     for one in agreements:
-        errors = (one.bfloat16_error, one.transformers_bfloat16_error)
-        cells = (one.model, one.prompts, one.tokens, one.equal_prompts, one.near_ties, one.wrong)
-        shown = [*map(str, cells), *("–" if error is None else f"{error:.2e}" for error in errors)]
+        errors = (one.bfloat16, one.transformers_bfloat16)
+        cells = (one.model, one.prompts, one.tokens, one.equal_texts, one.near_ties, one.wrong)
+        shown = [*map(str, cells), *(f"{e.all:.1e} ({e.median:.1e})" if e else "–" for e in errors)]
         lines.append(f"| {' | '.join(shown)} |")
     return "\n".join(lines)
 
@@ -197,9 +212,12 @@ def main() -> None:
     parser.add_argument("--random-dbrx", action="store_true", help="also a random DBRX")
     parser.add_argument("--prompts", type=int, default=32)
     parser.add_argument("--tokens", type=int, default=64)
+    parser.add_argument("--threads", type=int, help="of torch and of moelens")
     parser.add_argument("--no-bfloat16", dest="bfloat16", action="store_false")
     parser.add_argument("--output-json", type=Path)
     arguments = parser.parse_args()
+    if arguments.threads is not None:
+        torch.set_num_threads(arguments.threads)
     with tempfile.TemporaryDirectory() as scratch:
         folders = {str(folder.name): folder for folder in arguments.models}
         folders |= made(arguments.architectures)
@@ -208,7 +226,10 @@ def main() -> None:
         agreements = []
         for name, folder in folders.items():
             prompts = read_prompts(arguments.prompts, folder)
-            agreements.append(compare(folder, name, prompts, arguments.tokens, bfloat16=arguments.bfloat16))
+            compared = compare(
+                folder, name, prompts, arguments.tokens, bfloat16=arguments.bfloat16, threads=arguments.threads
+            )
+            agreements.append(compared)
             print(table(agreements[-1:]).splitlines()[-1], file=sys.stderr, flush=True)
     print(table(agreements))
     if arguments.output_json is not None:

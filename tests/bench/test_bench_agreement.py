@@ -5,7 +5,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from bench.token_agreement import Agreement, judge, read_prompts, relative, table
+from bench.token_agreement import Agreement, Errors, errors_of, judge, read_prompts, table
 
 VOCAB = 5
 
@@ -37,15 +37,19 @@ def test_tokens_are_judged_by_what_stands_before(margin: float, output: list[int
     assert judge(Fixed(margin), [0, 1, 2], output) == expected  # type: ignore[arg-type]
 
 
-def test_relative_error_is_over_all_rows() -> None:
-    exact = torch.tensor([[3.0, 0.0], [0.0, 4.0]])
-    assert relative(exact + torch.tensor([[0.0, 0.0], [0.0, 0.5]]), exact) == pytest.approx(0.1)
+def test_errors_are_over_all_rows_and_of_the_one_in_the_middle() -> None:
+    exact = torch.tensor([[2.0, 0.0], [0.0, 1.0], [0.0, 2.0]])
+    errors = errors_of(exact + torch.tensor([[0.0, 0.0], [0.0, 0.3], [0.0, 0.4]]), exact)
+    assert errors.all == pytest.approx(0.5 / 3)
+    assert errors.median == pytest.approx(0.2)
 
 
 def test_table_has_a_line_per_model() -> None:
-    rows = table([Agreement("a", 2, 8, 1, 1, 0), Agreement("b", 2, 8, 2, 0, 0, 0.01, 0.02)]).splitlines()
+    rows = table(
+        [Agreement("a", 2, 8, 1, 1, 0), Agreement("b", 2, 8, 2, 0, 0, Errors(0.01, 0.003), Errors(0.02, 0.01))]
+    ).splitlines()
     assert rows[2] == "| a | 2 | 8 | 1 | 1 | 0 | – | – |"
-    assert rows[3] == "| b | 2 | 8 | 2 | 0 | 0 | 1.00e-02 | 2.00e-02 |"
+    assert rows[3] == "| b | 2 | 8 | 2 | 0 | 0 | 1.0e-02 (3.0e-03) | 2.0e-02 (1.0e-02) |"
 
 
 def test_there_are_32_prompts(byte_tokenizer_folder) -> None:  # type: ignore[no-untyped-def]
