@@ -82,7 +82,6 @@ ABSENT_METHODS: dict[str, str] = {
     "classify": "moelens only generates; use generate() with allowed_token_ids and logprobs",
     "score": "moelens only generates; use generate() with prompt_logprobs",
     "reward": "moelens only generates; use generate() with prompt_logprobs",
-    "reset_prefix_cache": "there is no prefix cache, so leave the call out",
     "sleep": "delete the LLM and make another when it is needed",
     "wake_up": "delete the LLM and make another when it is needed",
     "start_profile": "use get_metrics() or python -m moelens.bench",
@@ -138,7 +137,6 @@ def check_fixed(
     quantization: str | None,
     kv_cache_dtype: str,
     dtype: str,
-    enable_prefix_caching: bool | None,
     gpu_memory_utilization: float | None,
     enforce_eager: bool,
     max_logprobs: int,
@@ -165,11 +163,6 @@ def check_fixed(
         raise ConfigError(
             f"kv_cache_dtype={kv_cache_dtype!r} is not supported with dtype={dtype!r}: keys and values are cached in "
             "the model's dtype. Use 'auto'."
-        )
-    if enable_prefix_caching:
-        raise ConfigError(
-            "enable_prefix_caching=True is not supported: every prompt is computed in full. Leave it out; the text "
-            "is the same."
         )
     if not isinstance(max_logprobs, int) or isinstance(max_logprobs, bool) or max_logprobs < -1:
         raise ConfigError(f"max_logprobs must be non-negative or -1 (no limit), got {max_logprobs!r}.")

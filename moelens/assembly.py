@@ -60,6 +60,7 @@ def _plan(options: EngineOptions, architecture: Architecture, ops: NativeOps) ->
         max_requests=options.max_num_seqs,
         step_tokens=options.max_num_batched_tokens,
         kv_bytes=options.kv_cache_memory_bytes,
+        share_prefixes=options.enable_prefix_caching,
     )
     return choose_plan(config, sizes, limits, ops.threads)
 

@@ -83,7 +83,6 @@ class LLM:
             quantization=quantization,
             kv_cache_dtype=kv_cache_dtype,
             dtype=dtype_name(dtype),
-            enable_prefix_caching=enable_prefix_caching,
             gpu_memory_utilization=gpu_memory_utilization,
             enforce_eager=enforce_eager,
             max_logprobs=max_logprobs,
@@ -98,6 +97,7 @@ class LLM:
             kv_cache_memory_bytes=kv_cache_memory_bytes,
             cpu_memory_bytes=cpu_memory_bytes,
             num_threads=num_threads,
+            enable_prefix_caching=enable_prefix_caching is not False,
             device=device,
             load_format=load_format,
             revision=revision,
@@ -261,6 +261,11 @@ class LLM:
     def get_metrics(self) -> list[Metric]:
         """The engine's counts since the beginning, and its state."""
         return engine_metrics(self.engine)
+
+    def reset_prefix_cache(self) -> bool:
+        """Forget what is kept of finished prompts for later ones that begin alike; always succeeds."""
+        self.engine.scheduler.forget_prefixes()
+        return True
 
     if not TYPE_CHECKING:  # a type checker should go on to report unknown attributes
 

@@ -26,6 +26,7 @@ def engine_metrics(engine: Engine) -> list[Metric]:
         _gauge("kv_cache_usage_perc", used, "Share of the cache's blocks in use; 1 is all of them."),
         _gauge("kv_cache_blocks", plan.kv_blocks, "Blocks of the cache."),
         _counter("num_preemptions", scheduler.preemptions, "Requests that gave up their blocks to older ones."),
+        _counter("prefix_cache_hits", scheduler.shared_tokens, "Prompt tokens taken over from earlier prompts."),
         _counter("steps", totals.steps, "Passes over the model."),
         _counter("decode_rows", totals.decode_rows, "Rows that extended a request by one token."),
         _counter("prefill_seconds", totals.prefill_seconds, "Seconds of steps, the share of prompts' rows."),

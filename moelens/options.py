@@ -35,6 +35,7 @@ class EngineOptions:
     kv_cache_memory_bytes: int | None = None
     cpu_memory_bytes: int | None = None
     num_threads: int | None = None
+    enable_prefix_caching: bool = True
     device: str = "auto"
     load_format: str = "auto"
     revision: str | None = None

@@ -12,7 +12,8 @@ class Plan:
     """How a model is run on a machine.
 
     `step_tokens` rows at most in a step, of at most `max_requests` requests, cut into `parts` micro-batches; the cache
-    holds `kv_blocks` blocks of `block_tokens` tokens; `ring_layers` layers' weights lie on the device at once, each
+    holds `kv_blocks` blocks of `block_tokens` tokens, of which at most `retained_blocks` are kept when nobody holds
+    them, for prompts that begin alike (`share_prefixes`); `ring_layers` layers' weights lie on the device at once, each
     arriving in `load_chunks` pieces; the host computes on `threads` threads.
     """
 
@@ -21,6 +22,8 @@ class Plan:
     kv_blocks: int
     parts: int = 1
     block_tokens: int = 32
+    share_prefixes: bool = True
+    retained_blocks: int = 0
     ring_layers: int = 2
     load_chunks: int = 1
     threads: int = 1

@@ -74,7 +74,7 @@ class SamplingParams:
     allowed_token_ids: Sequence[int] | None = None
     extra_args: Mapping[str, Any] | None = None
     bad_words: Sequence[str] | None = None
-    skip_reading_prefix_cache: bool | None = None  # there is no such cache, so either value holds
+    skip_reading_prefix_cache: bool | None = None
     thinking_token_budget: int | None = None
     repetition_detection: object = None
     routed_experts_prompt_start: int = 0

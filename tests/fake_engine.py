@@ -28,6 +28,7 @@ class FakeScheduler:
     waiting: int
     free_blocks: int = 3
     preemptions: int = 0
+    shared_tokens: int = 0
 
 
 class FakeEngine:

@@ -530,7 +530,6 @@ def test_an_unknown_argument_names_the_nearest(make_llm: MakeLLM, arguments: dic
         ({"tensor_parallel_size": 2}, "tensor_parallel_size=2 is not supported: one process"),
         ({"quantization": "awq"}, "quantization='awq' is not supported: .*unquantised"),
         ({"kv_cache_dtype": "fp8"}, "kv_cache_dtype='fp8' is not supported with dtype='auto'"),
-        ({"enable_prefix_caching": True}, "enable_prefix_caching=True is not supported"),
         ({"gpu_memory_utilization": 1.5}, r"gpu_memory_utilization must be in \(0, 1\], got 1.5"),
         ({"max_logprobs": -2}, "max_logprobs must be non-negative or -1"),
         ({"device": "cuda"}, "device='cuda' is not supported"),
@@ -573,7 +572,7 @@ def test_another_tokenizer_may_be_given(make_llm: MakeLLM, byte_tokenizer_folder
         make_llm(tokenizer=empty)
 
 
-@pytest.mark.parametrize("name", ["beam_search", "embed", "encode", "sleep", "reset_prefix_cache", "collective_rpc"])
+@pytest.mark.parametrize("name", ["beam_search", "embed", "encode", "sleep", "collective_rpc"])
 def test_absent_methods_name_the_alternative(make_llm: MakeLLM, name: str) -> None:
     llm = make_llm()
     with pytest.raises(UnsupportedCallError, match=rf"LLM\.{name}\(\) is not supported by moelens: .+\."):

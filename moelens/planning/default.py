@@ -29,6 +29,7 @@ class Limits:
     max_requests: int | None = None
     step_tokens: int | None = None
     kv_bytes: int | None = None
+    share_prefixes: bool = True
 
 
 @dataclass(frozen=True)
@@ -57,10 +58,19 @@ def choose_plan(config: ModelConfig, sizes: Sizes, limits: Limits, threads: int)
         max_requests=max_requests,
         kv_blocks=blocks,
         block_tokens=BLOCK_TOKENS,
+        share_prefixes=limits.share_prefixes,
+        retained_blocks=_retained_blocks(limits, blocks),
         ring_layers=max(2, len(config.layers)),
         threads=threads,
     )
     return plan, length
+
+
+def _retained_blocks(limits: Limits, blocks: int) -> int:
+    """All blocks of a cache whose size was asked for; of one that may grow into all memory, an eighth."""
+    if not limits.share_prefixes:
+        return 0
+    return blocks if limits.kv_bytes is not None else blocks // 8
 
 
 def _checked_length(config: ModelConfig, limits: Limits) -> int:

@@ -13,6 +13,7 @@ from moelens.cost.workload import StepShape
 from moelens.ops.interface import AttentionRows
 from moelens.request import Request
 from moelens.schedule.blocks import BlockTables
+from moelens.schedule.prefix import BlockKeys
 
 Int32Array = npt.NDArray[np.int32]
 
@@ -20,12 +21,17 @@ Int32Array = npt.NDArray[np.int32]
 class Running:
     """A request that holds blocks: its row in the block tables and how many of its tokens are cached."""
 
-    __slots__ = ("cached", "request", "row")
+    __slots__ = ("cached", "keys", "request", "row")
 
-    def __init__(self, request: Request, row: int) -> None:
+    def __init__(self, request: Request, row: int, keys: BlockKeys, cached: int) -> None:
         self.request = request
         self.row = row
-        self.cached = 0
+        self.keys = keys
+        self.cached = cached
+
+    def block_keys(self, blocks: int) -> list[bytes]:
+        """The keys of its first `blocks` blocks."""
+        return self.keys.up_to(self.request.prompt_token_ids, self.request.output_token_ids, blocks)
 
     @property
     def pending(self) -> int:

@@ -11,7 +11,10 @@ from moelens.errors import ValidationError
 from moelens.plan import Plan
 from moelens.request import Request
 from moelens.schedule.batch import Batch, Chunk, Running, make_batch, split_chunks
-from moelens.schedule.blocks import BlockAllocator, BlockTables
+from moelens.schedule.blocks import BlockPool, BlockTables
+from moelens.schedule.prefix import BlockKeys
+
+LOOK_AHEAD = 64  # waiting requests that may be passed over in a step because another computes their prefix
 
 
 class Finish(Protocol):
@@ -36,16 +39,21 @@ class Scheduler:
     free block, the youngest running request is preempted: its blocks are dropped and it is computed again later, from
     the head of the queue; no prompt is admitted in that step. The oldest running request can always go on, because the
     whole cache holds at least one request of the longest length: so every request ends.
+
+    A prompt that begins as another did takes over the full blocks they share instead of computing them; while another
+    is just computing them, it waits and those behind it go first.
     """
 
     def __init__(self, plan: Plan, finish: Finish) -> None:
         self._plan = plan
         self._finish = finish
-        self._allocator = BlockAllocator(plan.kv_blocks)
-        self._tables = BlockTables(self._allocator, plan.max_requests, plan.block_tokens)
+        self._pool = BlockPool(plan.kv_blocks, plan.retained_blocks)
+        self._tables = BlockTables(self._pool, plan.max_requests, plan.block_tokens)
+        self._computing: dict[bytes, Running] = {}  # full blocks of prompts that are not cached yet, by key
         self._waiting: deque[Request] = deque()
         self._running: list[Running] = []
         self.preemptions = 0
+        self.shared_tokens = 0  # of prompts, taken over instead of computed
 
     @property
     def waiting(self) -> int:
@@ -60,7 +68,7 @@ class Scheduler:
     @property
     def free_blocks(self) -> int:
         """Blocks of the cache that nobody holds."""
-        return self._allocator.free
+        return self._pool.free
 
     def add(self, request: Request) -> None:
         """Queue a request.
@@ -89,6 +97,10 @@ class Scheduler:
             request.finish_reason = "abort"
         return dropped
 
+    def forget_prefixes(self) -> None:
+        """Free the blocks that are kept for prompts that begin alike."""
+        self._pool.forget_retained()
+
     def next_step(self) -> Step | None:
         """The next step, None when no request is left."""
         chunks, preempted = self._decode_chunks()
@@ -115,7 +127,7 @@ class Scheduler:
         for chunk in step.chunks:
             running, completes = chunk.running, chunk.completes
             request = running.request
-            running.cached += chunk.count
+            self._advance(running, chunk.count)
             if completes and request.finish_reason is None:
                 request.output_token_ids.append(tokens[request.request_id])
                 self._finish(request)
@@ -134,7 +146,7 @@ class Scheduler:
             position += 1
             if running.pending != 1:
                 continue
-            while self._tables.missing(running.row, running.request.num_tokens) > self._allocator.free:
+            while self._tables.missing(running.row, running.request.num_tokens) > self._pool.free:
                 preempted = True
                 self._preempt(self._running[-1])
                 if position > len(self._running):
@@ -144,18 +156,59 @@ class Scheduler:
         return chunks, preempted
 
     def _admit(self, chunks: list[Chunk], budget: int) -> None:
-        while self._waiting and budget > 0 and self._tables.free_rows:
+        passed_over: list[Request] = []
+        while self._waiting and budget > 0 and self._tables.free_rows and len(passed_over) < LOOK_AHEAD:
             request = self._waiting[0]
-            needed = self._tables.blocks_needed(request.num_tokens)
-            reserve = len(self._running)  # a block for the next growth of each, or they would be preempted at once
-            if needed + reserve > self._allocator.free and self._running:
-                return
+            keys = BlockKeys(self._plan.block_tokens)
+            shareable = self._shareable(request, keys)
+            shared = self._pool.find(shareable)
+            if len(shared) < len(shareable) and shareable[len(shared)] in self._computing:
+                passed_over.append(self._waiting.popleft())
+                continue
+            if not self._fits(request, shared):
+                break
             self._waiting.popleft()
-            running = Running(request, self._tables.add_row())
-            self._tables.grow(running.row, request.num_tokens)
-            self._running.append(running)
+            running = self._start(request, keys, shared)
+            self._computing.update((key, running) for key in shareable[len(shared) :])
             chunks.append(Chunk(running, min(running.pending, budget)))
             budget -= chunks[-1].count
+        self._waiting.extendleft(reversed(passed_over))
+
+    def _shareable(self, request: Request, keys: BlockKeys) -> list[bytes]:
+        """Keys of the full blocks that may be taken over: all but the last token's, which has to give logits."""
+        params = request.params
+        if not self._plan.share_prefixes or params.prompt_logprobs is not None or params.skip_reading_prefix_cache:
+            return []
+        blocks = (request.num_tokens - 1) // self._plan.block_tokens
+        return keys.up_to(request.prompt_token_ids, request.output_token_ids, blocks)
+
+    def _fits(self, request: Request, shared: list[int]) -> bool:
+        needed = self._tables.blocks_needed(request.num_tokens) - len(shared) + self._pool.unheld(shared)
+        reserve = len(self._running)  # a block for the next growth of each, or they would be preempted at once
+        return needed + reserve <= self._pool.free or not self._running
+
+    def _start(self, request: Request, keys: BlockKeys, shared: list[int]) -> Running:
+        cached = len(shared) * self._plan.block_tokens
+        self.shared_tokens += cached
+        if not request.preemptions:
+            request.num_cached_tokens = cached
+        running = Running(request, self._tables.add_row(shared), keys, cached)
+        self._tables.grow(running.row, request.num_tokens)
+        self._running.append(running)
+        return running
+
+    def _advance(self, running: Running, count: int) -> None:
+        """Count tokens as cached, and publish the blocks that they fill."""
+        before = running.cached // self._plan.block_tokens
+        running.cached += count
+        after = running.cached // self._plan.block_tokens
+        if not self._plan.share_prefixes or before == after:
+            return
+        keys = running.block_keys(after)
+        for index in range(before, after):
+            self._pool.publish(self._tables.block(running.row, index), keys[index])
+            if self._computing.get(keys[index]) is running:
+                del self._computing[keys[index]]
 
     def _preempt(self, running: Running) -> None:
         self._remove(running)
@@ -166,3 +219,5 @@ class Scheduler:
     def _remove(self, running: Running) -> None:
         self._running.remove(running)
         self._tables.remove_row(running.row)
+        if running.pending > 1:
+            self._computing = {key: other for key, other in self._computing.items() if other is not running}

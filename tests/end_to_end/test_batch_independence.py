@@ -65,6 +65,8 @@ RAW = {
 ROOMY = Plan(step_tokens=1024, max_requests=16, kv_blocks=256, threads=1)
 # (prompt tokens, output tokens, temperature)
 REQUESTS = [(1, 20, 0.0), (33, 9, 0.0), (70, 40, 0.9), (128, 3, 0.7), (31, 34, 0.0), (95, 12, 1.3), (64, 2, 0.0)]
+ALIKE = (2, 3, 5, 6)  # these begin with the same tokens, so blocks are shared
+ALIKE_TOKENS = 50
 
 Outcome = tuple[list[int], list[float]]
 
@@ -80,7 +82,15 @@ def make_request(index: int) -> Request:
     prompt, output, temperature = REQUESTS[index]
     generator = torch.Generator().manual_seed(index)
     ids = torch.randint(0, 199, (prompt,), generator=generator).tolist()
-    params = SamplingParams(temperature=temperature, max_tokens=output, logprobs=2, ignore_eos=True, prompt_logprobs=0)
+    if index in ALIKE:
+        ids[:ALIKE_TOKENS] = range(ALIKE_TOKENS)
+    params = SamplingParams(
+        temperature=temperature,
+        max_tokens=output,
+        logprobs=2,
+        ignore_eos=True,
+        prompt_logprobs=None if index in ALIKE else 0,  # those who ask for them compute all of their prompt
+    )
     return Request(index, array("i", ids), params, seed=1000 + index)
 
 
@@ -106,19 +116,21 @@ def alone(name: str, index: int) -> Outcome:
 
 
 plans = st.builds(
-    lambda step_tokens, max_requests, kv_blocks, parts, threads: replace(
+    lambda step_tokens, max_requests, kv_blocks, parts, threads, retained: replace(
         ROOMY,
         step_tokens=max(step_tokens, max_requests),
         max_requests=max_requests,
         kv_blocks=kv_blocks,
         parts=parts,
         threads=threads,
+        retained_blocks=retained,
     ),
     st.integers(1, 200),
     st.integers(1, 8),
     st.integers(5, 24),  # 5 blocks hold the longest request; all seven together need 21
     st.integers(1, 3),
     st.integers(1, 3),
+    st.integers(0, 6),
 )
 
 
@@ -130,6 +142,16 @@ def test_no_schedule_changes_a_bit(name: str, order: list[int], count: int, plan
     outcomes = generate(name, chosen, plan)
     for index in chosen:
         assert outcomes[index] == alone(name, index), f"request {index} under {plan}"
+
+
+def test_the_schedules_above_do_share_prefixes() -> None:
+    architecture, weights, ops = model("mixtral", 1)
+    engine = Engine(architecture, weights, ops, CpuMachine(), ROOMY, Stopping(None, (), 512))
+    for index in ALIKE:
+        engine.add(make_request(index))
+    for _ in engine.run():
+        pass
+    assert engine.scheduler.shared_tokens == 32 * (len(ALIKE) - 1)
 
 
 def test_the_schedules_above_do_preempt() -> None:

@@ -190,3 +190,97 @@ def test_low_blocks_are_used_first() -> None:
     scheduler.add(make_request(0, 60, 2))
     step = scheduler.next_step()
     assert np.unique(step.parts[0].slots.numpy() // BLOCK).tolist() == [0, 1]
+
+
+def alike(request_id: int, shared: int, own: int, output: int = 2, **params: object) -> Request:
+    ids = array("i", [*range(shared), *(1000 * (request_id + 1) + i for i in range(own))])
+    return Request(request_id, ids, SamplingParams(max_tokens=output, **params), seed=0)
+
+
+class SharedModel(Model):
+    """Requests may read what another wrote, as long as it is the same token after the same tokens."""
+
+    def _check_chunk(self, batch, request: Request, index: int, begin: int, end: int) -> None:
+        known = [*request.prompt_token_ids, *request.output_token_ids]
+        cached = int(batch.attention.cached[index])
+        for row in range(begin, end):
+            self.written[int(batch.slots[row])] = tuple(known[: int(batch.positions[row]) + 1])
+        for position in range(cached + end - begin):
+            slot = int(batch.attention.block_ids[index, position // BLOCK]) * BLOCK + position % BLOCK
+            assert self.written[slot] == tuple(known[: position + 1])
+
+
+def test_a_common_beginning_is_computed_once() -> None:
+    scheduler = make_scheduler(step_tokens=256, max_requests=8, kv_blocks=64)
+    requests = [alike(i, 100, 20) for i in range(8)]
+    for request in requests:
+        scheduler.add(request)
+    model = SharedModel()
+    while step := scheduler.next_step():
+        scheduler.commit(step, model.run(step))
+    assert [request.num_cached_tokens for request in requests] == [0] + [96] * 7
+    assert model.rows == 120 + 7 * 24 + 8  # prompts, and one decode each
+    assert scheduler.free_blocks == 64
+
+
+def test_others_go_first_while_a_beginning_is_being_computed() -> None:
+    scheduler = make_scheduler(step_tokens=256, max_requests=8, kv_blocks=64)
+    for request in (alike(0, 64, 1), alike(1, 64, 1), make_request(2, 10, 2)):
+        scheduler.add(request)
+    model = SharedModel()
+    step = scheduler.next_step()
+    assert [c.running.request.request_id for c in step.chunks] == [0, 2]
+    scheduler.commit(step, model.run(step))
+    step = scheduler.next_step()
+    assert [(c.running.request.request_id, c.count) for c in step.chunks] == [(0, 1), (2, 1), (1, 1)]
+
+
+def test_an_aborted_leader_leaves_its_beginning_to_the_next() -> None:
+    scheduler = make_scheduler(step_tokens=40, max_requests=8, kv_blocks=64)
+    leader, follower = alike(0, 96, 1), alike(1, 96, 1)
+    scheduler.add(leader)
+    scheduler.add(follower)
+    model = SharedModel()
+    step = scheduler.next_step()
+    scheduler.commit(step, model.run(step))
+    scheduler.abort([0])
+    while step := scheduler.next_step():
+        scheduler.commit(step, model.run(step))
+    assert follower.finish_reason == "length"
+
+
+def test_sharing_can_be_refused() -> None:
+    sizes = {"step_tokens": 256, "kv_blocks": 64}
+    for share, params in ((False, {}), (True, {"skip_reading_prefix_cache": True})):
+        scheduler = make_scheduler(**sizes, share_prefixes=share)
+        requests = [alike(i, 100, 20, **params) for i in range(3)]
+        for request in requests:
+            scheduler.add(request)
+        while step := scheduler.next_step():
+            scheduler.commit(step, {request.request_id: 5 for request in requests})
+        assert scheduler.shared_tokens == 0
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    st.lists(st.tuples(st.integers(0, 100), st.integers(1, 40), st.integers(1, 40)), min_size=1, max_size=10),
+    st.integers(7, 40),
+    st.integers(1, 6),
+    st.integers(8, 150),
+    st.integers(0, 30),
+)
+def test_whatever_is_shared_is_what_the_request_would_have_written(
+    lengths, blocks, max_requests, step_tokens, retained
+) -> None:
+    plan = {"kv_blocks": blocks, "max_requests": max_requests, "step_tokens": step_tokens, "retained_blocks": retained}
+    scheduler = make_scheduler(**plan)
+    requests = [alike(i, *length) for i, length in enumerate(lengths)]
+    for request in requests:
+        scheduler.add(request)
+    model, steps = SharedModel(), 0
+    while step := scheduler.next_step():
+        scheduler.commit(step, model.run(step))
+        steps += 1
+        assert steps < 10_000
+    assert all(request.finish_reason == "length" for request in requests)
+    assert scheduler.free_blocks == blocks
