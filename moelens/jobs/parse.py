@@ -108,6 +108,8 @@ class LineParser:
         messages = body.get("messages")
         if not isinstance(messages, list):
             raise LineError(f"messages must be a list of messages, got {_shown(messages)}.", "messages")
+        for position, message in enumerate(messages):
+            _check_message(message, position)
         return Ask(
             number,
             custom_id,
@@ -214,6 +216,16 @@ def _single_prompt(prompt: Any) -> Any:
             raise LineError(f"prompt has {len(prompt)} prompts: write a line for each.", "prompt")
         return prompt[0]
     return prompt
+
+
+def _check_message(message: Any, position: int) -> None:
+    if not isinstance(message, Mapping) or not isinstance(message.get("role"), str):
+        raise LineError(f"messages[{position}] must be an object with a role, got {_shown(message)}.", "messages")
+    content = message.get("content")
+    if content is not None and not isinstance(content, (str, list)):
+        raise LineError(
+            f"The content of messages[{position}] must be a text or a list of parts, got {_shown(content)}.", "messages"
+        )
 
 
 def _flag(body: Mapping[str, Any], name: str, default: bool) -> bool:

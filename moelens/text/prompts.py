@@ -77,6 +77,9 @@ def render_prompts(
     """
     for first in range(0, len(prompts), TEXTS_AT_ONCE):
         chunk = [_parse(prompt, first + i) for i, prompt in enumerate(prompts[first : first + TEXTS_AT_ONCE])]
+        for index, (text, token_ids) in enumerate(chunk, first):
+            if tokenizer is not None and text is not None and token_ids is None:
+                _check_characters(text, index, tokenizer, limits)
         texts = [text for text, token_ids in chunk if token_ids is None and text is not None]
         encoded = iter(_encode(texts, tokenizer, tokenization_kwargs))
         for index, (text, given) in enumerate(chunk, first):
@@ -128,6 +131,18 @@ def _token_ids(token_ids: Any, index: int) -> array[int]:
         return array("i", token_ids)
     except (TypeError, OverflowError) as error:
         raise _wrong(index, f"token ids must be integers ({error}).", token_ids) from error
+
+
+def _check_characters(text: str, index: int, tokenizer: Tokenizer, limits: PromptLimits) -> None:
+    """Refuse a text that is too long however it is cut: encoding megabytes takes minutes."""
+    if len(text) > limits.max_model_len * tokenizer.longest_token:
+        raise _wrong(
+            index,
+            f"The decoder prompt ({len(text)} characters) is longer than the maximum model length of "
+            f"{limits.max_model_len} tokens can hold (at most {tokenizer.longest_token} characters each). "
+            "Shorten the prompt or raise `max_model_len`.",
+            len(text),
+        )
 
 
 def _check(token_ids: array[int], index: int, limits: PromptLimits) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from array import array
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -44,6 +45,11 @@ class Tokenizer:
         """The token that ends a text."""
         token_id: int | None = self.hf.eos_token_id
         return token_id
+
+    @functools.cached_property
+    def longest_token(self) -> int:
+        """Characters of the longest token, counting a byte of a character as one."""
+        return max(map(len, self.hf.get_vocab()), default=1)
 
     def encode(self, texts: Sequence[str], options: Mapping[str, Any] | None = None) -> list[array[int]]:
         """Token ids of each text, with special tokens unless `options` (of transformers' tokenizer call) say otherwise.
