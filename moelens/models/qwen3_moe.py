@@ -36,6 +36,8 @@ def build(raw: RawConfig, dtype: torch.dtype | None) -> Architecture:
         attention = read_gqa(raw, window=raw.size("sliding_window"))
     else:
         attention = read_gqa(raw)
+    if not raw.flag("use_qk_norm", True):  # some of the hub's configs name what is always there
+        raise raw.unsupported("use_qk_norm", False, "this family normalises q and k")
     moe = read_moe(raw, width="moe_intermediate_size")
     dense = [is_dense(raw, layer) for layer in range(count)]
     ffns = [DenseFFN(raw.size("intermediate_size")) if one else moe for one in dense]

@@ -7,6 +7,7 @@ import torch
 from plain_model import check_against_transformers, hub_style, raw_config
 from transformers import Qwen3MoeConfig
 
+from moelens.errors import UnsupportedModelError
 from moelens.models.registry import build
 
 TINY = {
@@ -46,6 +47,15 @@ def test_logits_equal_transformers(tmp_path: Path, variant: dict[str, object]) -
     if "num_local_experts" in old:
         old["num_experts"] = old.pop("num_local_experts")
     assert build(old, torch.float32) == architecture
+
+
+def test_hub_configs_may_name_what_every_model_of_the_family_has(tmp_path: Path) -> None:
+    Qwen3MoeConfig(**TINY).save_pretrained(tmp_path)
+    raw = {**raw_config(tmp_path), "qkv_bias": False, "shared_expert_intermediate_size": 0}
+    assert build({**raw, "use_qk_norm": True}, torch.float32) == build(raw, torch.float32)
+    for change in ({"use_qk_norm": False}, {"qkv_bias": True}, {"shared_expert_intermediate_size": 8}):
+        with pytest.raises(UnsupportedModelError, match=next(iter(change))):
+            build({**raw, **change}, torch.float32)
 
 
 def test_a_window_that_is_switched_off_is_none(tmp_path: Path) -> None:
