@@ -6,6 +6,7 @@ CXX, CXXFLAGS, MAX_JOBS  as usual
 
 from __future__ import annotations
 
+import fcntl
 import os
 import subprocess
 import sys
@@ -39,10 +40,15 @@ class NinjaBuild(build_ext):
     """Compiles all sources in one ninja run, in a folder that stays, so that a rebuild compiles what changed."""
 
     def build_extensions(self) -> None:
-        import ninja
-
         folder = ROOT / "build" / self.folder_name()
         folder.mkdir(parents=True, exist_ok=True)
+        with (folder / "lock").open("w") as lock:  # two builds at a time would spoil each other's log
+            fcntl.flock(lock, fcntl.LOCK_EX)
+            self.build_all(folder)
+
+    def build_all(self, folder: Path) -> None:
+        import ninja
+
         lines = [
             "rule compile\n  command = $cxx -MMD -MF $out.d $flags -c $in -o $out\n  depfile = $out.d\n  deps = gcc",
             "rule link\n  command = $cxx -shared $flags -o $out $in -pthread",

@@ -116,13 +116,24 @@ void run_gate_up(const Context& context, const ExpertsCall<T>& call) {
     });
 }
 
+// The results of one token's experts lie apart: they are asked for before they are added up.
+MOELENS_INLINE void fetch_results(const ExpertPlan& plan, int64_t token, const float* results, int64_t first_slot) {
+    for (int64_t a = 0; a < plan.active; ++a) {
+        const float* result = results + (plan.place[token * plan.active + a] - first_slot) * kPanelColumns;
+        __builtin_prefetch(result);
+        __builtin_prefetch(result + kPanelColumns / 2);
+    }
+}
+
 // out [tokens, columns of one panel] from the experts' separate results [sorted slots][32].
 template <class T, class Out>
 void combine(const ExpertsCall<T>& call, int64_t group, const float* results, int64_t first_slot, int64_t column) {
     const ExpertsArgs& args = call.args;
     const int64_t columns = smaller(kPanelColumns, args.hidden - column);
     const F32 scale = splat(args.scale);
-    for (int64_t t = call.plan.first_token(group); t < call.plan.first_token(group + 1); ++t) {
+    const int64_t last = call.plan.first_token(group + 1);
+    for (int64_t t = call.plan.first_token(group); t < last; ++t) {
+        if (t + 2 < last) fetch_results(call.plan, t + 2, results, first_slot);
         const int64_t token = call.first_token + t;
         const float* scores = args.scores + token * args.active;
         const int32_t* place = call.plan.place + t * args.active;

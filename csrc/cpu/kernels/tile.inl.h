@@ -97,6 +97,9 @@ using Format = typename FormatOf<Element>::type;
 
 // What is prefetched while a tile is multiplied: 128 bytes a step, which are never read here.
 struct InOrder {  // one panel from front to back
+    // Fewer rows wait for memory, and the processor's own prefetching keeps more of it busy (measured on Zen 4 with
+    // cold weights: at 2 rows 15 % faster without, at 8 rows 20 % faster with).
+    static constexpr int kFewestRows = 3;
     const float* at;
 
     MOELENS_INLINE void fetch() {
@@ -109,6 +112,7 @@ struct InOrder {  // one panel from front to back
 // Several pieces of memory, 128 bytes of each in turn. A processor follows many streams at a time but needs a while to
 // gather speed on each one, so short pieces that are fetched one after another come at a third of the memory's rate.
 struct InTurns {
+    static constexpr int kFewestRows = 1;
     static constexpr int kPieces = 8;  // a power of two
     const float* const* pieces;        // [8]
     uint64_t tick;                     // turns taken so far
@@ -145,7 +149,7 @@ MOELENS_INLINE void multiply_part(const Tile& t, int row, int column, Ahead ahea
     const float* b = t.b + column;
     const int64_t a_step = static_cast<int64_t>(t.rows) * F::kUnitsPerStep;
     for (int64_t s = 0; s < t.steps; ++s) {
-        ahead.fetch();
+        if constexpr (R >= Ahead::kFewestRows) ahead.fetch();
         F::template step<R, V>(sums, a, t.rows, b);
         a += a_step;
         b += kPanelColumns;

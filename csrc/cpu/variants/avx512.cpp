@@ -7,6 +7,7 @@
 #pragma GCC push_options
 // GCC 12 warns of its own intrinsics, some of which start from an undefined vector.
 #pragma GCC diagnostic ignored "-Wmaybe-uninitialized"
+#pragma GCC diagnostic ignored "-Wuninitialized"
 #pragma GCC target("avx512f,avx512bw,avx512vl,avx512dq,avx2,fma,f16c")
 
 namespace moelens {
