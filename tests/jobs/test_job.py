@@ -13,8 +13,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from conftest import Folder, requests  # type: ignore[attr-defined]
 from fake_engine import FakeEngine
+from job_folder import Folder, requests
 
 from moelens.errors import ConfigError, JobError
 from moelens.jobs.job import check_input
