@@ -39,7 +39,7 @@ class Feed:
             prompt = self._prompt(ask)
             rendered = render_prompts([prompt], self._session.tokenizer, self._session.limits, ask.tokenization)
             index = self._call.submitted
-            self._session.submit_all(self._call, rendered, 1, ask.params, None)
+            self._session.submit_all(self._call, rendered, 1, ask.seeded_params(), None)
         except ValidationError as error:
             return Fault(ask.number, ask.custom_id, _PLACE.sub("", str(error), count=1), error.parameter)
         except MoelensError as error:

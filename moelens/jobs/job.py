@@ -46,6 +46,7 @@ def run_job(options: JobOptions) -> JobReport:
     with Journal(options.output) as journal:
         if options.overwrite:
             _forget(options, journal)
+        logger.info("Reading %s …", options.input)
         found = survey(source, parser)
         _warn_of_faults(found)
         _identify(options, journal, source, found.digest, job_record(options, model))

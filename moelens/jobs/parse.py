@@ -17,6 +17,7 @@ from moelens.text.chat import ChatOptions
 _URLS = {Kind.CHAT.value: Kind.CHAT, Kind.COMPLETION.value: Kind.COMPLETION}
 _ENVELOPE = ("custom_id", "method", "url", "body")
 _SHOWN_CHARACTERS = 80
+_KEPT_PARAMS = 256  # most files ask for a few kinds of sampling, and checking costs more than all the rest of a line
 
 
 @dataclass(frozen=True)
@@ -32,6 +33,7 @@ class LineParser:
     models: Sequence[str] = ()
     defaults: Mapping[str, Any] = field(default_factory=dict)
     chat_template: str | None = None
+    _checked: dict[str, SamplingParams] = field(default_factory=dict, init=False, repr=False, compare=False)
 
     def parse(self, line: Line) -> Ask | Fault:
         """What the line asks for, or what is wrong with it."""
@@ -93,11 +95,13 @@ class LineParser:
         if isinstance(prompt, list) and not all(type(token_id) is int for token_id in prompt):
             raise LineError("A prompt's token ids must be whole numbers.", "prompt")
         special = _flag(body, "add_special_tokens", True)
+        params, seed = self._params(read_sampling(body, kind), custom_id, {})
         return Ask(
             number,
             custom_id,
             kind,
-            self._params(read_sampling(body, kind), custom_id, {}),
+            params,
+            seed,
             model=model,
             prompt=prompt,
             tokenization={"add_special_tokens": special},
@@ -110,11 +114,13 @@ class LineParser:
             raise LineError(f"messages must be a list of messages, got {_shown(messages)}.", "messages")
         for position, message in enumerate(messages):
             _check_message(message, position)
+        params, seed = self._params(read_sampling(body, kind), custom_id, {"max_tokens": None})
         return Ask(
             number,
             custom_id,
             kind,
-            self._params(read_sampling(body, kind), custom_id, {"max_tokens": None}),
+            params,
+            seed,
             model=model,
             messages=messages,
             chat=self._chat_options(body),
@@ -145,12 +151,19 @@ class LineParser:
             template_kwargs=kwargs,
         )
 
-    def _params(self, given: dict[str, Any], custom_id: str, fallback: Mapping[str, Any]) -> SamplingParams:
-        """`fallback` is what this kind of request does where neither the line nor the job says otherwise."""
+    def _params(self, given: dict[str, Any], custom_id: str, fallback: Mapping[str, Any]) -> tuple[SamplingParams, int]:
+        """How to sample, and the seed; `fallback` is what this kind of request does where nobody says otherwise."""
         fields = {**fallback, **self.defaults, **given}
-        if fields.get("seed") is None:
-            fields["seed"] = line_seed(self.seed, custom_id)
-        return SamplingParams(**fields)
+        seed = fields.pop("seed", None)
+        given_seed = None if seed is None else SamplingParams(seed=seed).seed
+        key = repr(fields)
+        checked = self._checked.get(key)
+        if checked is None:
+            checked = SamplingParams(**fields)
+            if len(self._checked) == _KEPT_PARAMS:
+                self._checked.clear()
+            self._checked[key] = checked
+        return checked, line_seed(self.seed, custom_id) if given_seed is None else given_seed
 
 
 def line_seed(job_seed: int, custom_id: str) -> int:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import enum
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -36,18 +37,28 @@ class Line:
 
 @dataclass(frozen=True, slots=True)
 class Ask:
-    """A line that can be run: a prompt, or a conversation with its options, and how to sample."""
+    """A line that can be run: a prompt, or a conversation with its options, and how to sample.
+
+    `params` may be shared by many lines and have no seed; `seed` is the line's.
+    """
 
     number: int
     custom_id: str
     kind: Kind
     params: SamplingParams
+    seed: int
     model: str | None = None
     prompt: Prompt | None = None
     messages: Sequence[Message] | None = None
     chat: ChatOptions | None = None
     tokenization: Mapping[str, Any] | None = None
     return_token_ids: bool = False
+
+    def seeded_params(self) -> SamplingParams:
+        """How to sample, with the line's seed."""
+        params = copy.copy(self.params)
+        params.seed = self.seed
+        return params
 
 
 @dataclass(frozen=True, slots=True)

@@ -8,7 +8,9 @@ import logging
 import os
 import random
 import resource
+import shutil
 import signal
+import subprocess
 from pathlib import Path
 from typing import Any
 
@@ -508,6 +510,27 @@ def test_a_full_disk_loses_nothing(folder: Folder, whole: dict[int, dict[str, An
     assert 0 < len(folder.raw()) < 30
     assert folder.run().finished
     assert folder.results() == whole
+
+
+def test_a_full_file_system_loses_nothing(folder: Folder, whole: dict[int, dict[str, Any]], tmp_path: Path) -> None:
+    small = tmp_path / "small"
+    small.mkdir()
+    mount = ["mount", "-t", "tmpfs", "-o", "size=16k", "none", str(small)]
+    if shutil.which("mount") is None or subprocess.run(mount, capture_output=True).returncode:
+        pytest.skip("mounting a small file system is not permitted here")
+    try:
+        output = small / "out.jsonl"
+        (small / "filling").write_bytes(b"x" * 4096)
+        with pytest.raises(JobError, match=r"can't be written: No space left on device\. .*repeat the command"):
+            folder.run(output=output)
+        assert output.read_bytes().endswith(b"\n")
+        (small / "filling").unlink()
+        subprocess.run(["mount", "-o", "remount,size=1m", str(small)], check=True)
+        assert folder.run(output=output).finished
+        folder.output = output
+        assert folder.results() == whole
+    finally:
+        subprocess.run(["umount", str(small)], check=True)
 
 
 def test_part_of_a_line_is_taken_back(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

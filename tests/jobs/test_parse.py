@@ -56,8 +56,9 @@ def test_a_chat_request() -> None:
     assert found.messages == MESSAGES and found.prompt is None
     assert found.tokenization == {"add_special_tokens": False}, "the template has written them"
     assert found.params == SamplingParams(
-        max_tokens=9, temperature=0.5, top_p=0.9, top_k=5, n=2, stop=["a"], seed=3, logprobs=4
+        max_tokens=9, temperature=0.5, top_p=0.9, top_k=5, n=2, stop=["a"], logprobs=4
     )
+    assert found.seed == found.seeded_params().seed == 3
     assert found.chat is not None and found.chat.tools == [{"type": "function"}]
     assert found.chat.template_kwargs == {"thinking": True} and found.chat.add_generation_prompt
 
@@ -66,7 +67,7 @@ def test_a_completion_request() -> None:
     found = ask(request(COMPLETION, prompt="hi", logprobs=2, seed=1, echo=False, best_of=1))
     assert (found.kind, found.model, found.prompt) == (Kind.COMPLETION, "m", "hi")
     assert found.tokenization == {"add_special_tokens": True}
-    assert found.params == SamplingParams(logprobs=2, seed=1)
+    assert found.seeded_params() == SamplingParams(logprobs=2, seed=1)
     assert ask(request(COMPLETION, prompt=[1, 2])).prompt == [1, 2]
     assert ask(request(COMPLETION, prompt=["one"])).prompt == "one"
     assert ask(request(COMPLETION, prompt=[[1, 2]])).prompt == [1, 2]
@@ -100,7 +101,8 @@ def test_a_lines_seed_is_its_own() -> None:
     def seed(line: object, parser: LineParser = PARSER, number: int = 7) -> int | None:
         found = parse(line, parser, number)
         assert isinstance(found, Ask)
-        return found.params.seed
+        assert found.params.seed is None, "it is shared with other lines"
+        return found.seed
 
     plain, named = {"prompt": "hi"}, {"prompt": "hi", "custom_id": "a"}
     assert seed(named) == seed(named, number=99) == line_seed(5, "a")
