@@ -119,6 +119,8 @@ def _identify(
 def _accept(options: JobOptions, changes: list[str]) -> None:
     if changes and not options.accept_changes:
         listed = "".join(f"\n  {change}" for change in changes)
+        if any(change.startswith("isa: ") for change in changes):
+            listed += "\n  (MOELENS_CPU_ISA chooses the instruction set)"
         raise JobError(
             f"output {str(options.output)!r} was begun with something else, and its lines would not fit together:"
             f"{listed}\nRestore that, or go on in spite of it with --accept-changes (accept_changes=True). {_ANEW}"

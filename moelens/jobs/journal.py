@@ -12,7 +12,7 @@ from types import TracebackType
 from typing import Any
 
 from moelens.errors import JobError
-from moelens.jobs.results import write_error
+from moelens.jobs.results import sync_folder, write_error
 
 FORMAT = 1
 _MISSING = "nothing"
@@ -65,6 +65,8 @@ class Journal:
             while written < len(data):
                 written += os.pwrite(self._file, data[written:], end + written)
             os.fsync(self._file)
+            if end == 0:
+                sync_folder(self.path.parent)
         except OSError as error:
             os.ftruncate(self._file, end)
             raise write_error(self.path, error) from error

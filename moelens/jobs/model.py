@@ -47,7 +47,8 @@ def find_model(options: JobOptions) -> JobModel:
         folder, engine.get("generation_config", "auto"), engine.get("override_generation_config")
     )
     given = str(options.model)
-    name = Path(given).resolve().name if Path(given).expanduser().is_dir() else given
+    local = Path(given).expanduser()
+    name = local.resolve().name if local.is_dir() else given
     return JobModel(
         folder,
         tokenizer or folder,

@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from moelens.jobs.answers import line_number
+from moelens.jobs.results import sync_folder
 
 
 def ordered_lines(path: Path) -> Iterator[tuple[int, bytes]]:
@@ -32,6 +33,7 @@ def order_file(path: Path) -> None:
             file.flush()
             os.fsync(file.fileno())
         unfinished.replace(path)
+        sync_folder(path.parent)
     except OSError:
         unfinished.unlink(missing_ok=True)
         raise

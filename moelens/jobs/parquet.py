@@ -13,6 +13,7 @@ from moelens.errors import JobError
 from moelens.jobs.identity import file_digest
 from moelens.jobs.ordering import ordered_lines
 from moelens.jobs.records import Line
+from moelens.jobs.results import sync_folder
 
 ROWS_AT_ONCE = 1024
 
@@ -99,6 +100,7 @@ def write_parquet(results: Path, target: Path) -> None:
         with unfinished.open("rb") as file:
             os.fsync(file.fileno())
         unfinished.replace(target)
+        sync_folder(target.parent)
     except OSError:
         unfinished.unlink(missing_ok=True)
         raise

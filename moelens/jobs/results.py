@@ -88,6 +88,7 @@ def _rewrite(path: Path, retry_errors: bool) -> None:
             kept.flush()
             os.fsync(kept.fileno())
         unfinished.replace(path)
+        sync_folder(path.parent)
     except OSError as error:
         unfinished.unlink(missing_ok=True)
         raise write_error(path, error) from error
@@ -121,6 +122,7 @@ class ResultFile:
             self._file = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC, 0o666)
         except OSError as error:
             raise write_error(path, error) from error
+        sync_folder(path.parent)
         self._end = os.lseek(self._file, 0, os.SEEK_END)
         self._unsynced = False
 
@@ -160,6 +162,15 @@ class ResultFile:
                 self.sync()
         finally:
             os.close(self._file)
+
+
+def sync_folder(folder: Path) -> None:
+    """Have the disk hold the names that files were given, which a file's own sync leaves out."""
+    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
 
 
 def write_error(path: Path, error: OSError) -> JobError:

@@ -18,6 +18,7 @@ import pytest
 from fake_engine import FakeEngine
 from job_folder import Folder, requests
 
+from moelens import _cpu
 from moelens.errors import ConfigError, JobError
 from moelens.jobs.job import check_input
 from moelens.jobs.journal import Journal, differences
@@ -461,6 +462,17 @@ def test_paths_that_cannot_be(folder: Folder, tmp_path: Path) -> None:
     assert folder.input.read_bytes()
 
 
+def test_another_instruction_set_is_refused(folder: Folder, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder.write(requests(2))
+    monkeypatch.setenv("MOELENS_CPU_ISA", _cpu.available_isas()[0])
+    folder.run()
+    if len(_cpu.available_isas()) == 1:
+        pytest.skip("this machine has one instruction set")
+    monkeypatch.setenv("MOELENS_CPU_ISA", "scalar")
+    with pytest.raises(JobError, match=r"isa: \w+ -> scalar\n  \(MOELENS_CPU_ISA chooses"):
+        folder.run()
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [
@@ -529,6 +541,9 @@ def test_a_full_file_system_loses_nothing(folder: Folder, whole: dict[int, dict[
         assert folder.run(output=output).finished
         folder.output = output
         assert folder.results() == whole
+        subprocess.run(["mount", "-o", "remount,ro", str(small)], check=True)
+        with pytest.raises(JobError, match="can't be written: Read-only file system"):
+            folder.run()
     finally:
         subprocess.run(["umount", str(small)], check=True)
 
