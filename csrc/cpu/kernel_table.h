@@ -148,6 +148,14 @@ struct SampleArgs {
     int32_t* ids;
 };
 
+// data: `count` floats to read, or two vectors to multiply; results: one number for each thread, of no meaning.
+struct CeilingArgs {
+    const float* data;
+    int64_t count;
+    float* results;
+    int64_t* flops;  // done by all threads
+};
+
 struct KernelTable {
     const char* isa;
     void (*rms_norm)(const Context&, const NormArgs&);
@@ -163,6 +171,8 @@ struct KernelTable {
     void (*write_kv)(const Context&, const WriteKvArgs&);
     void (*attention)(const Context&, const AttentionArgs&);
     void (*sample)(const Context&, const SampleArgs&);
+    void (*read_memory)(const Context&, const CeilingArgs&);
+    void (*multiply_registers)(const Context&, const CeilingArgs&);
     // Fills whole panels: rows past source.rows in the last panel become zero. Runs on the calling thread.
     void (*pack_matrix)(Element, const MatrixSource&, void* storage);
     // Gate and up of one expert: panels of 16 rows of gate beside the same 16 rows of up.

@@ -20,7 +20,7 @@ WITHOUT_A_KERNEL = {"matrix_shape", "gate_up_shape", "down_shape", "kv_shapes", 
 # Ops whose binding puts other kernels together.
 COMPOSED = {"sigmoid_scores": ("linear", "sigmoid")}
 # What the modules offer beside the ops.
-BESIDE_OPS = {"available_isas", "best_isa"}
+BESIDE_OPS = {"available_isas", "best_isa", "read_memory", "multiply_registers"}
 
 BINDINGS = "".join(path.read_text(encoding="utf-8") for path in (ROOT / "csrc/cpu/bindings").glob("*"))
 KERNELS = "".join(path.read_text(encoding="utf-8") for path in (ROOT / "csrc/cpu/kernels").glob("*"))

@@ -54,5 +54,6 @@ void bind_products(KernelsClass& kernels);
 void bind_packing(KernelsClass& kernels);
 void bind_attention(KernelsClass& kernels);
 void bind_sample(KernelsClass& kernels);
+void bind_ceilings(KernelsClass& kernels);
 
 }  // namespace moelens

@@ -29,6 +29,7 @@ PYBIND11_MODULE(_cpu, module) {
     bind_packing(kernels);
     bind_attention(kernels);
     bind_sample(kernels);
+    bind_ceilings(kernels);
 }
 
 }  // namespace moelens

@@ -20,6 +20,7 @@
 #include "kernels/attention_plan.inl.h"
 #include "kernels/write_kv.inl.h"
 #include "kernels/sample.inl.h"
+#include "kernels/ceilings.inl.h"
 
 // One name a line, in the order of KernelTable.
 // clang-format off
@@ -38,6 +39,8 @@ constexpr KernelTable kTable = {
     write_kv,
     attention,
     sample,
+    read_memory,
+    multiply_registers,
     pack_matrix,
     pack_gate_up,
 };

@@ -10,31 +10,37 @@
 // Keys are taken in groups that begin at multiples of 256, whatever the rows. A key that a row does not see has the
 // weight 0 and adds ±0 to sums of which the sign of zero is dropped at the end. So a row's bits don't depend on the
 // rows beside it, and a key that no row of a panel sees may hold anything, for it is never multiplied.
+//
+// Few rows read memory and do little else, so all heads of a request are one block, and tiles are visited in the order
+// in which they lie in memory. Many rows find tiles in the caches; a block is a few panels of one head, taken in turn.
 
-constexpr int kBlockPanels = 4;
+constexpr int kBlockRows = 96;  // at most
+constexpr int kWideRows = 48;   // of a block of one head
+constexpr int kBlockPanels = kBlockRows;
 
 struct QueryBlock {
-    int64_t request, head;
-    int64_t first_row, end_row;  // of the request's rows for this head
+    int64_t request, first_head, end_head;
+    int64_t first_row, end_row;  // of the request's rows for each of these heads
 
-    int panels() const { return static_cast<int>(tile_count(end_row - first_row)); }
+    int64_t rows() const { return end_row - first_row; }
+    int panels_per_head() const { return static_cast<int>(tile_count(rows())); }
+    int panels() const { return static_cast<int>(end_head - first_head) * panels_per_head(); }
 };
 
-// The first and last key that the row of a block sees, one past the last.
-inline void find_visible(const AttentionArgs& args, const QueryBlock& block, int64_t row, int64_t* low, int64_t* end) {
-    const int64_t position = args.cached[block.request] + row / (args.query_heads / args.kv_heads);
-    *end = position + 1;
+// The keys [low, end) that a row of a request sees.
+inline void find_visible(const AttentionArgs& args, int64_t request, int64_t row, int64_t* low, int64_t* end) {
+    *end = args.cached[request] + row / (args.query_heads / args.kv_heads) + 1;
     *low = larger(0, *end - args.window);
 }
 
 inline TileRange tiles_of(const AttentionArgs& args, const QueryBlock& block) {
     int64_t low, end, unused;
-    find_visible(args, block, block.first_row, &low, &unused);
-    find_visible(args, block, block.end_row - 1, &unused, &end);
+    find_visible(args, block.request, block.first_row, &low, &unused);
+    find_visible(args, block.request, block.end_row - 1, &unused, &end);
     return {low / kTileKeys, divide_rounding_up(end, kTileKeys)};
 }
 
-// One thread's pass over the keys of a block of panels.
+// One thread's pass over the keys of a block.
 template <class T>
 class AttentionPass {
     using F = Format<T>;
@@ -42,136 +48,171 @@ class AttentionPass {
   public:
     static int64_t memory_floats(int64_t head_dim) {
         const int64_t width = divide_rounding_up(head_dim, kPanelColumns) * kPanelColumns;
-        return 3 * kMaxRows * kGroupKeys + kPanelColumns + kBlockPanels * panel_floats(head_dim, width);
+        const int64_t row = row_floats<F>(head_dim) + width + kLanes + 2 * kGroupKeys;
+        return kBlockRows * row + kBlockPanels * kPadded + kPanelColumns;
     }
 
     AttentionPass(const AttentionArgs& args, float* memory)
         : args_(args),
           layout_(CacheLayout::of<F>(args)),
           width_(layout_.chunks * kPanelColumns),
-          scores_(memory),
-          weights_(reinterpret_cast<T*>(memory + kMaxRows * kGroupKeys)),
-          weight_panel_(memory + 2 * kMaxRows * kGroupKeys),
-          line_(memory + 3 * kMaxRows * kGroupKeys),
-          panel_memory_(line_ + kPanelColumns),
-          ahead_(scores_) {}
+          line_(memory),
+          panel_memory_(line_ + kPanelColumns) {}
 
-    // `next` is the block that will be taken after this one, or null; `first`: nothing was fetched for this one.
-    void attend(const QueryBlock& block, bool first, const QueryBlock* next) {
-        for (int i = 0; i < block.panels(); ++i) begin_panel(block, i);
+    // `next` is the block that will be taken after this one, or null.
+    void attend(const QueryBlock& block, const QueryBlock* next) {
+        float* memory = panel_memory_;
+        for (int i = 0; i < block.panels(); ++i) memory = begin_panel(block, i, memory);
         const TileRange tiles = tiles_of(args_, block);
-        if (first) {
-            ahead_.aim(keys(block, tiles.within_group(tiles.first_group())));
-            ahead_.fetch_all();
-        }
+        const bool together = block.rows() <= kMaxRows;
         for (int64_t group = tiles.first_group(); group < tiles.end_group(); ++group) {
-            const TileRange range = tiles.within_group(group);
-            const TileGroup k = keys(block, range);
-            const TileGroup v = layout_.values(args_, block.request, block.head, range);
-            TileGroup coming = group + 1 < tiles.end_group() ? keys(block, tiles.within_group(group + 1)) : TileGroup();
-            if (coming.count == 0 && next) {
-                const TileRange its = tiles_of(args_, *next);
-                coming = keys(*next, its.within_group(its.first_group()));
-            }
-            for (int i = 0; i < block.panels(); ++i) {
-                const TileRange part = panels_[i].tiles().within_group(group);
-                if (i == 0) ahead_.aim(v);
-                if (part.first < part.end) score(panels_[i], k, range, part);
-                if (i == 0) ahead_.aim(coming);
-                if (part.first < part.end) sum_values(panels_[i], v, range, part);
+            for (int i = 0; i < block.panels(); i = together ? block.panels() : i + 1) {
+                const int end = together ? block.panels() : i + 1;
+                list_visits(i, end, group);
+                if (count_ == 0) continue;
+                const float* after = nullptr;
+                if (group + 1 < tiles.end_group()) {
+                    after = layout_.keys(block.request, block.first_head, (group + 1) * kGroupTiles);
+                } else if (next) {
+                    after = layout_.keys(next->request, next->first_head, tiles_of(args_, *next).first);
+                }
+                score(block.request);
+                for (int p = i; p < end; ++p) weigh(panels_[p], group);
+                sum_values(block.request, after);
             }
         }
         for (int i = 0; i < block.panels(); ++i) finish_panel(block, i);
     }
 
   private:
-    static int64_t panel_floats(int64_t head_dim, int64_t width) {
-        return kMaxRows * (row_floats<F>(head_dim) + width + kLanes) + 16;
+    // The rows of a panel of a block: count them, first one in `first`.
+    static int panel_rows(const QueryBlock& block, int i, int64_t* first) {
+        const int tiles = block.panels_per_head(), t = i % tiles;
+        *first = block.first_row + tile_begin(block.rows(), tiles, t);
+        return static_cast<int>(block.first_row + tile_begin(block.rows(), tiles, t + 1) - *first);
     }
 
-    TileGroup keys(const QueryBlock& block, TileRange range) const {
-        return layout_.keys(args_, block.request, block.head, range);
-    }
-
-    int64_t panel_row(const QueryBlock& block, int i) const {
-        return block.first_row + tile_begin(block.end_row - block.first_row, block.panels(), i);
-    }
-
-    // The offset in q and out of a row of the block.
-    int64_t offset(const QueryBlock& block, int64_t row) const {
+    // The offset in q and out of a row of a request and KV head.
+    int64_t offset(int64_t request, int64_t head, int64_t row) const {
         const int64_t group = args_.query_heads / args_.kv_heads;
-        const int64_t token = args_.starts[block.request] + row / group;
-        return (token * args_.query_heads + block.head * group + row % group) * args_.head_dim;
+        const int64_t token = args_.starts[request] + row / group;
+        return (token * args_.query_heads + head * group + row % group) * args_.head_dim;
     }
 
-    void begin_panel(const QueryBlock& block, int i) {
+    float* begin_panel(const QueryBlock& block, int i, float* memory) {
         QueryPanel& panel = panels_[i];
-        const int64_t first = panel_row(block, i);
-        panel.count = static_cast<int>(panel_row(block, i + 1) - first);
+        int64_t first;
+        panel.count = panel_rows(block, i, &first);
+        panel.head = block.first_head + i / block.panels_per_head();
         panel.begun = false;
-        panel.q = panel_memory_ + i * panel_floats(args_.head_dim, width_);
-        panel.out = panel.q + kMaxRows * row_floats<F>(args_.head_dim);
-        panel.sums = panel.out + kMaxRows * width_;
-        panel.peaks = panel.sums + kMaxRows * kLanes;
+        const auto take = [&](int64_t floats) {
+            float* taken = memory;
+            memory += floats;
+            return taken;
+        };
+        panel.q = take(panel.count * row_floats<F>(args_.head_dim));
+        panel.out = take(panel.count * width_);
+        panel.sums = take(panel.count * kLanes);
+        panel.scores = take(panel.count * kGroupKeys);
+        panel.weights = take(panel.count * kGroupKeys);
+        panel.peaks = take(kPadded);
         const T* rows[kMaxRows];
         for (int r = 0; r < panel.count; ++r) {
-            rows[r] = static_cast<const T*>(args_.q) + offset(block, first + r);
-            find_visible(args_, block, first + r, &panel.low[r], &panel.end[r]);
+            rows[r] = static_cast<const T*>(args_.q) + offset(block.request, panel.head, first + r);
+            find_visible(args_, block.request, first + r, &panel.low[r], &panel.end[r]);
             panel.peaks[r] = kLowestScore;
             store(panel.sums + r * kLanes, zeros());
         }
         pack_rows<F>(rows, panel.count, args_.head_dim, panel.q);
+        return memory;
     }
 
-    // The weights of tiles `part`, as a panel of A; k holds the keys of tiles `range`.
-    void score(QueryPanel& panel, const TileGroup& k, TileRange range, TileRange part) {
-        for (int64_t tile = part.first; tile < part.end; ++tile) {
-            float* scores = scores_ + (tile - part.first) * kTileKeys;
-            multiply_tile<F>({panel.q, k.tiles[tile - range.first], k.steps, panel.count, scores, kGroupKeys, false},
-                             ahead_.take(k.steps));
-            if (!panel.sees_all(tile * kTileKeys)) hide_scores(panel, tile * kTileKeys, scores);
-        }
-        constexpr float kLog2OfE = 1.44269504f;
-        const int64_t count = (part.end - part.first) * kTileKeys;
-        weigh_scores(panel, scores_, count, args_.scale * kLog2OfE, width_, weights_);
-        const T* rows[kMaxRows];
-        for (int r = 0; r < panel.count; ++r) rows[r] = weights_ + r * kGroupKeys;
-        pack_rows<F>(rows, panel.count, count, weight_panel_);
-    }
-
-    void sum_values(QueryPanel& panel, const TileGroup& v, TileRange range, TileRange part) {
-        const int64_t step_floats = panel.count * F::kUnitsPerStep;
-        for (int64_t chunk = 0; chunk < layout_.chunks; ++chunk) {
-            float* out = panel.out + chunk * kPanelColumns;
-            for (int64_t tile = part.first; tile < part.end; ++tile) {
-                const int64_t visible = smaller(kTileKeys, panel.end_key() - tile * kTileKeys);
-                const int64_t steps = visible / F::kDepth;
-                const float* a = weight_panel_ + (tile - part.first) * layout_.chunk_steps * step_floats;
-                const float* b = v.tiles[tile - range.first] + chunk * layout_.chunk_steps * kPanelColumns;
-                const bool continued = panel.begun || tile > part.first;
-                multiply_tile<F>({a, b, steps, panel.count, out, width_, continued}, ahead_.take(steps));
-                if (visible % F::kDepth != 0) {
-                    drop_second_keys(b + steps * kPanelColumns);
-                    multiply_tile<F>({a + steps * step_floats, line_, 1, panel.count, out, width_, true},
-                                     ahead_.take(0));
+    // Panels [begin, end) and the tiles of a group that they see, in the order in which tiles lie in memory.
+    void list_visits(int begin, int end, int64_t group) {
+        count_ = 0;
+        const int64_t last = (group + 1) * kGroupTiles;
+        for (int64_t first = group * kGroupTiles; first < last;) {
+            const int64_t block_end = (first / layout_.tiles_per_block + 1) * layout_.tiles_per_block;
+            const int64_t stop = smaller(last, block_end);
+            for (int p = begin; p < end; ++p) {
+                const TileRange seen = panels_[p].tiles();
+                for (int64_t tile = larger(first, seen.first); tile < smaller(stop, seen.end); ++tile) {
+                    visits_[count_++] = {p, tile};
                 }
             }
+            first = stop;
+        }
+    }
+
+    void score(int64_t request) {
+        const float* keys = layout_.keys(request, panels_[visits_[0].panel].head, visits_[0].tile);
+        for (int i = 0; i < count_; ++i) {
+            const Visit visit = visits_[i], other = visits_[i + 1 < count_ ? i + 1 : 0];
+            QueryPanel& panel = panels_[visit.panel];
+            const int64_t head = panels_[other.panel].head;
+            const float* next =
+                i + 1 < count_ ? layout_.keys(request, head, other.tile) : layout_.values(request, head, other.tile);
+            float* scores = panel.scores + visit.tile % kGroupTiles * kTileKeys;
+            multiply_tile<F>({panel.q, keys, layout_.key_steps, panel.count, scores, kGroupKeys, false},
+                             InOrder{fetch_ahead(keys, layout_.key_steps, next)});
+            if (!panel.sees_all(visit.tile * kTileKeys)) hide_scores(panel, visit.tile * kTileKeys, scores);
+            keys = next;
+        }
+    }
+
+    void weigh(QueryPanel& panel, int64_t group) {
+        const TileRange seen = panel.tiles().within_group(group);
+        if (seen.first >= seen.end) return;
+        constexpr float kLog2OfE = 1.44269504f;
+        const int64_t first = seen.first % kGroupTiles * kTileKeys, end = first + (seen.end - seen.first) * kTileKeys;
+        weigh_scores<F>(panel, first, end, args_.scale * kLog2OfE, width_);
+    }
+
+    // `after`: what is read after the last visit, or null.
+    void sum_values(int64_t request, const float* after) {
+        const float* values = layout_.values(request, panels_[visits_[0].panel].head, visits_[0].tile);
+        for (int i = 0; i < count_; ++i) {
+            const Visit visit = visits_[i];
+            const float* next = after ? after : values;
+            if (i + 1 < count_) {
+                next = layout_.values(request, panels_[visits_[i + 1].panel].head, visits_[i + 1].tile);
+            }
+            sum_tile(panels_[visit.panel], visit.tile, values, fetch_ahead(values, layout_.value_steps(), next));
+            values = next;
+        }
+    }
+
+    void sum_tile(QueryPanel& panel, int64_t tile, const float* values, const float* next) {
+        const float* a = panel.weights + tile % kGroupTiles * (kWeightRow<F> / kGroupTiles);
+        const int64_t visible = smaller(kTileKeys, panel.end_key() - tile * kTileKeys);
+        const int64_t steps = visible / F::kDepth, chunk = layout_.chunk_steps * kPanelColumns;
+        for (int64_t i = 0; i < layout_.chunks; ++i) {
+            float* out = panel.out + i * kPanelColumns;
+            multiply_tile<F, kWeightRow<F>>({a, values + i * chunk, steps, panel.count, out, width_, panel.begun},
+                                            InOrder{next + i * chunk});
         }
         panel.begun = true;
+        if (visible % F::kDepth != 0) sum_last_key(panel, a + steps * F::kUnitsPerStep, values + steps * kPanelColumns);
     }
 
     // The last pair of keys when only its first one is visible: the second may be anything, NaN too.
-    void drop_second_keys(const float* pairs) {
-        uint32_t words[kPanelColumns];
-        memcpy(words, pairs, sizeof words);
-        for (uint32_t& word : words) word &= 0xffff;
-        memcpy(line_, words, sizeof words);
+    void sum_last_key(QueryPanel& panel, const float* a, const float* pairs) {
+        for (int64_t i = 0; i < layout_.chunks; ++i) {
+            uint32_t words[kPanelColumns];
+            memcpy(words, pairs + i * layout_.chunk_steps * kPanelColumns, sizeof words);
+            for (uint32_t& word : words) word &= 0xffff;
+            memcpy(line_, words, sizeof words);
+            float* out = panel.out + i * kPanelColumns;
+            multiply_tile<F, kWeightRow<F>>({a, line_, 1, panel.count, out, width_, true}, InOrder{line_});
+        }
     }
 
     void finish_panel(const QueryBlock& block, int i) {
         const QueryPanel& panel = panels_[i];
+        int64_t first;
+        panel_rows(block, i, &first);
         for (int r = 0; r < panel.count; ++r) {
-            T* out = static_cast<T*>(args_.out) + offset(block, panel_row(block, i) + r);
+            T* out = static_cast<T*>(args_.out) + offset(block.request, panel.head, first + r);
             const F32 factor = splat(1.0f / sum(load(panel.sums + r * kLanes)));
             for (int64_t d = 0; d < args_.head_dim; d += kLanes) {
                 const F32 value = load(panel.out + r * width_ + d) + zeros();  // -0 becomes 0
@@ -180,14 +221,17 @@ class AttentionPass {
         }
     }
 
+    struct Visit {
+        int panel;
+        int64_t tile;
+    };
+
     const AttentionArgs& args_;
     const CacheLayout layout_;
     const int64_t width_;  // of a row of out
-    float* const scores_;
-    T* const weights_;
-    float* const weight_panel_;
     float* const line_;
     float* const panel_memory_;
-    Ahead ahead_;
     QueryPanel panels_[kBlockPanels];
+    int count_ = 0;
+    Visit visits_[kBlockPanels * kGroupTiles];
 };

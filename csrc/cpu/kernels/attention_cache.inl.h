@@ -1,8 +1,8 @@
-// How attention finds its tiles of keys and values, and how it fetches them ahead of time.
+// Where attention finds keys and values.
 //
-// A block of one KV head holds tiles of 32 keys, each a panel of B (see tile.inl.h) whose columns are the keys and
-// whose steps are over D; a tile of values is a panel for every 32 elements of D, which are the columns, with steps
-// over keys.
+// A block holds for each KV head some tiles of 32 keys. A tile of keys is a panel of B (see tile.inl.h) whose columns
+// are the keys and whose steps are over D; a tile of values is a panel for every 32 elements of D, which are its
+// columns, with steps over the keys. So tiles of one block that are taken head by head are one stretch of memory.
 
 constexpr int kTileKeys = kPanelColumns;
 constexpr int kGroupTiles = 8;  // that share one step of the softmax
@@ -19,79 +19,35 @@ struct TileRange {
     }
 };
 
-struct TileGroup {
-    const float* tiles[kGroupTiles];
-    int count = 0;
-    int64_t steps;  // of 128 bytes, in each tile
-};
-
 struct CacheLayout {
-    int64_t heads, tiles_per_block;
+    const AttentionArgs& args;
+    int64_t tiles_per_block;
     int64_t key_steps;            // of a tile of keys
     int64_t chunks, chunk_steps;  // panels of a tile of values, and the steps of each
 
     template <class F>
     static CacheLayout of(const AttentionArgs& args) {
-        return {args.kv_heads, args.block_tokens / kTileKeys, steps_of<F>(args.head_dim),
+        return {args, args.block_tokens / kTileKeys, steps_of<F>(args.head_dim),
                 divide_rounding_up(args.head_dim, kPanelColumns), steps_of<F>(kTileKeys)};
     }
 
-    TileGroup keys(const AttentionArgs& args, int64_t request, int64_t head, TileRange range) const {
-        return find(args, args.keys, key_steps, request, head, range);
+    int64_t value_steps() const { return chunks * chunk_steps; }
+    const float* keys(int64_t request, int64_t head, int64_t tile) const {
+        return static_cast<const float*>(args.keys) + index(request, head, tile) * key_steps * kPanelColumns;
     }
-    TileGroup values(const AttentionArgs& args, int64_t request, int64_t head, TileRange range) const {
-        return find(args, args.values, chunks * chunk_steps, request, head, range);
-    }
-
-  private:
-    TileGroup find(const AttentionArgs& args, const void* base, int64_t steps, int64_t request, int64_t head,
-                   TileRange range) const {
-        TileGroup group;
-        group.steps = steps;
-        const int32_t* blocks = args.block_ids + request * args.block_columns;
-        for (int64_t tile = range.first; tile < range.end; ++tile) {
-            const int64_t block = blocks[tile / tiles_per_block];
-            const int64_t index = (block * heads + head) * tiles_per_block + tile % tiles_per_block;
-            group.tiles[group.count++] = static_cast<const float*>(base) + index * steps * kPanelColumns;
-        }
-        return group;
-    }
-};
-
-// Spreads the fetching of a group of tiles over the products that run before it is needed.
-class Ahead {
-  public:
-    explicit Ahead(const float* resting) {
-        for (const float*& piece : resting_) piece = resting;
-    }
-
-    // What comes next. It is cut into as many pieces of equal length as can be fetched in turns.
-    void aim(const TileGroup& group) {
-        tick_ = end_ = 0;
-        if (group.count == 0) return;
-        const int cuts = InTurns::kPieces / group.count;
-        const int64_t lines = divide_rounding_up(group.steps, cuts);
-        for (int i = 0; i < InTurns::kPieces; ++i) {
-            const int tile = i / cuts;
-            pieces_[i] = tile < group.count ? group.tiles[tile] + i % cuts * lines * kPanelColumns : pieces_[0];
-        }
-        end_ = static_cast<uint64_t>(lines) * InTurns::kPieces;
-    }
-
-    // The next `steps` turns; when all was fetched they touch memory that is at hand.
-    InTurns take(int64_t steps) {
-        if (tick_ >= end_) return {resting_, 0};
-        const uint64_t tick = tick_;
-        tick_ += static_cast<uint64_t>(steps);
-        return {pieces_, tick};
-    }
-
-    void fetch_all() {
-        for (InTurns turns = take(static_cast<int64_t>(end_)); turns.tick < end_;) turns.fetch();
+    const float* values(int64_t request, int64_t head, int64_t tile) const {
+        return static_cast<const float*>(args.values) + index(request, head, tile) * value_steps() * kPanelColumns;
     }
 
   private:
-    const float* pieces_[InTurns::kPieces];
-    const float* resting_[InTurns::kPieces];
-    uint64_t tick_ = 0, end_ = 0;
+    int64_t index(int64_t request, int64_t head, int64_t tile) const {
+        const int64_t block = args.block_ids[request * args.block_columns + tile / tiles_per_block];
+        return (block * args.kv_heads + head) * tiles_per_block + tile % tiles_per_block;
+    }
 };
+
+// What to prefetch while the memory at `here` is read, if `next` is read after it: nothing if that follows directly,
+// for then the processor fetches it by itself, and faster. At the start of a new stretch it needs a while to notice.
+MOELENS_INLINE const float* fetch_ahead(const float* here, int64_t steps, const float* next) {
+    return next == here + steps * kPanelColumns ? here : next;
+}

@@ -2,14 +2,19 @@
 
 constexpr float kLowestScore = -1e30f;  // finite, so that a row that has seen nothing yet makes no NaN
 
+constexpr int kPadded = divide_rounding_up(kMaxRows, kLanes) * kLanes;
+
 struct QueryPanel {
     int count;
+    int64_t head;
     int64_t low[kMaxRows], end[kMaxRows];  // row r sees the keys [low[r], end[r]); neither ever falls from row to row
-    bool begun;                            // out and sums hold something
+    bool begun;                            // out holds something
     float* q;                              // a panel of A
     float* out;                            // [count][chunks * 32], not yet divided by the sums
     float* sums;                           // [count][kLanes]: lane by lane, the weights so far
-    float* peaks;                          // [16]: the largest scores so far
+    float* peaks;                          // [kPadded]: the largest scores so far
+    float* scores;                         // [count][256], of one group of keys
+    float* weights;                        // [count][kWeightRow], of the same keys
 
     int64_t end_key() const { return end[count - 1]; }
     TileRange tiles() const { return {low[0] / kTileKeys, divide_rounding_up(end_key(), kTileKeys)}; }
@@ -41,16 +46,33 @@ inline void scale_out(const QueryPanel& panel, const float* factors, int64_t wid
     }
 }
 
-// scores [count][256], of which `keys` are used -> weights of the same form, relative to the panel's new peaks;
-// what the panel summed before is scaled to them. `slope` turns a score into a power of two.
-template <class T>
-void weigh_scores(QueryPanel& panel, const float* scores, int64_t keys, float slope, int64_t width, T* weights) {
-    constexpr int kPadded = divide_rounding_up(kMaxRows, kLanes) * kLanes;
+// Weights of a group of keys as rows of A: each row in one piece, in the form that the format F multiplies.
+template <class F>
+constexpr int kWeightRow = kGroupKeys / F::kDepth * F::kUnitsPerStep;  // in floats
+
+MOELENS_INLINE void store_weights(Singles, float* row, int64_t key, F32 weights) {
+    store(row + key, weights);
+}
+MOELENS_INLINE void store_weights(WidePairs, float* row, int64_t key, F32 weights) {
+    Bf16 rounded[kLanes];
+    store(rounded, weights);
+    store(row + key, load(rounded));
+}
+#ifdef MOELENS_DOT_PAIRS
+MOELENS_INLINE void store_weights(DotPairs, float* row, int64_t key, F32 weights) {
+    store(reinterpret_cast<Bf16*>(row) + key, weights);
+}
+#endif
+
+// Turns the scores of keys [first, end) of a group into weights, relative to the panel's new peaks; what the panel
+// summed before is scaled to them. `slope` turns a score into a power of two.
+template <class F>
+void weigh_scores(QueryPanel& panel, int64_t first, int64_t end, float slope, int64_t width) {
     float factors[kPadded] = {};
     for (int r = 0; r < panel.count; ++r) {
-        F32 peak = splat(panel.peaks[r]);
-        for (int64_t i = 0; i < keys; i += kLanes) peak = max(load(scores + r * kGroupKeys + i), peak);
         const float before = panel.peaks[r];
+        F32 peak = splat(before);
+        for (int64_t key = first; key < end; key += kLanes) peak = max(load(panel.scores + r * kGroupKeys + key), peak);
         panel.peaks[r] = largest(peak);
         factors[r] = (before - panel.peaks[r]) * slope;
     }
@@ -59,10 +81,10 @@ void weigh_scores(QueryPanel& panel, const float* scores, int64_t keys, float sl
     for (int r = 0; r < panel.count; ++r) {
         const F32 offset = splat(-panel.peaks[r] * slope);
         F32 sum = load(panel.sums + r * kLanes) * splat(factors[r]);
-        for (int64_t i = 0; i < keys; i += kLanes) {
-            const F32 weight = exp2(fma(load(scores + r * kGroupKeys + i), splat(slope), offset));
+        for (int64_t key = first; key < end; key += kLanes) {
+            const F32 weight = exp2(fma(load(panel.scores + r * kGroupKeys + key), splat(slope), offset));
             sum = sum + weight;
-            store(weights + r * kGroupKeys + i, weight);
+            store_weights(F(), panel.weights + r * kWeightRow<F>, key, weight);
         }
         store(panel.sums + r * kLanes, sum);
     }

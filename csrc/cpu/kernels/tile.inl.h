@@ -15,18 +15,21 @@ constexpr int kPanelColumns = 32;
 constexpr int kMaxRows = 12;
 constexpr int64_t kStepBytes = kPanelColumns * 4;
 
+// In each format, `next_row` is the distance from a row of A to the next, in floats: 1 in a panel, more where each row
+// is stored in one piece; `second` is the distance from the first k of a pair to the second, where they are apart.
+
 struct Singles {
     using Element = float;
     static constexpr int kDepth = 1;         // ks in a step
     static constexpr int kUnitsPerStep = 1;  // words of A per row and step
 
     template <int R, int V>
-    static MOELENS_INLINE void step(F32 (&sums)[R][V], const float* a, int64_t, const float* b) {
+    static MOELENS_INLINE void step(F32 (&sums)[R][V], const float* a, int next_row, int64_t, const float* b) {
         F32 columns[V];
         for (int v = 0; v < V; ++v) columns[v] = load(b + v * kLanes);
 #pragma GCC unroll 16
         for (int r = 0; r < R; ++r) {
-            const F32 row = splat(a[r]);
+            const F32 row = splat(a[r * next_row]);
 #pragma GCC unroll 16
             for (int v = 0; v < V; ++v) sums[r][v] = fma(row, columns[v], sums[r][v]);
         }
@@ -39,20 +42,20 @@ struct WidePairs {
     static constexpr int kUnitsPerStep = 2;
 
     template <int R, int V>
-    static MOELENS_INLINE void step(F32 (&sums)[R][V], const float* a, int64_t rows, const float* b) {
+    static MOELENS_INLINE void step(F32 (&sums)[R][V], const float* a, int next_row, int64_t second, const float* b) {
         F32 pairs[V], columns[V];
         for (int v = 0; v < V; ++v) pairs[v] = load(b + v * kLanes);
         for (int v = 0; v < V; ++v) columns[v] = first_of_pairs(pairs[v]);
 #pragma GCC unroll 16
         for (int r = 0; r < R; ++r) {
-            const F32 row = splat(a[r]);
+            const F32 row = splat(a[r * next_row]);
 #pragma GCC unroll 16
             for (int v = 0; v < V; ++v) sums[r][v] = fma(row, columns[v], sums[r][v]);
         }
         for (int v = 0; v < V; ++v) columns[v] = second_of_pairs(pairs[v]);
 #pragma GCC unroll 16
         for (int r = 0; r < R; ++r) {
-            const F32 row = splat(a[rows + r]);
+            const F32 row = splat(a[r * next_row + second]);
 #pragma GCC unroll 16
             for (int v = 0; v < V; ++v) sums[r][v] = fma(row, columns[v], sums[r][v]);
         }
@@ -66,12 +69,12 @@ struct DotPairs {
     static constexpr int kUnitsPerStep = 1;
 
     template <int R, int V>
-    static MOELENS_INLINE void step(F32 (&sums)[R][V], const float* a, int64_t, const float* b) {
+    static MOELENS_INLINE void step(F32 (&sums)[R][V], const float* a, int next_row, int64_t, const float* b) {
         F32 columns[V];
         for (int v = 0; v < V; ++v) columns[v] = load(b + v * kLanes);
 #pragma GCC unroll 16
         for (int r = 0; r < R; ++r) {
-            const F32 row = splat(a[r]);
+            const F32 row = splat(a[r * next_row]);
 #pragma GCC unroll 16
             for (int v = 0; v < V; ++v) sums[r][v] = dot_pairs(row, columns[v], sums[r][v]);
         }
@@ -109,23 +112,7 @@ struct InOrder {  // one panel from front to back
     }
 };
 
-// Several pieces of memory, 128 bytes of each in turn. A processor follows many streams at a time but needs a while to
-// gather speed on each one, so short pieces that are fetched one after another come at a third of the memory's rate.
-struct InTurns {
-    static constexpr int kFewestRows = 1;
-    static constexpr int kPieces = 8;  // a power of two
-    const float* const* pieces;        // [8]
-    uint64_t tick;                     // turns taken so far
-
-    MOELENS_INLINE void fetch() {
-        const float* at = pieces[tick % kPieces] + tick / kPieces * kPanelColumns;
-        __builtin_prefetch(at, 0, 2);
-        __builtin_prefetch(at + 16, 0, 2);
-        ++tick;
-    }
-};
-
-// The order of the operands of one tile. `rows` ≤ 12 is also the number of rows of A's panel.
+// The operands of one tile. `rows` ≤ 12 is also the number of rows of A's panel.
 struct Tile {
     const float* a;
     const float* b;
@@ -136,8 +123,17 @@ struct Tile {
     bool continued;  // start from the sums that are there, not from zero
 };
 
-template <class F, int R, int V, class Ahead>
+// How A lies in memory: as a panel (S = 0), or each row in one piece, S floats from one to the next.
+template <class F, int S>
+struct OperandOrder {
+    static constexpr int kNextRow = S == 0 ? 1 : S;
+    static int64_t second(const Tile& t) { return S == 0 ? t.rows : 1; }
+    static int64_t next_step(const Tile& t) { return (S == 0 ? t.rows : 1) * F::kUnitsPerStep; }
+};
+
+template <class F, int R, int V, int S, class Ahead>
 MOELENS_INLINE void multiply_part(const Tile& t, int row, int column, Ahead ahead) {
+    using Order = OperandOrder<F, S>;
     F32 sums[R][V];
     float* out = t.sums + row * t.stride + column;
 #pragma GCC unroll 16
@@ -145,13 +141,13 @@ MOELENS_INLINE void multiply_part(const Tile& t, int row, int column, Ahead ahea
 #pragma GCC unroll 16
         for (int v = 0; v < V; ++v) sums[r][v] = t.continued ? load(out + r * t.stride + v * kLanes) : zeros();
     }
-    const float* a = t.a + row;
+    const float* a = t.a + row * Order::kNextRow;
     const float* b = t.b + column;
-    const int64_t a_step = static_cast<int64_t>(t.rows) * F::kUnitsPerStep;
+    const int64_t second = Order::second(t), next_step = Order::next_step(t);
     for (int64_t s = 0; s < t.steps; ++s) {
         if constexpr (R >= Ahead::kFewestRows) ahead.fetch();
-        F::template step<R, V>(sums, a, t.rows, b);
-        a += a_step;
+        F::template step<R, V>(sums, a, Order::kNextRow, second, b);
+        a += next_step;
         b += kPanelColumns;
     }
 #pragma GCC unroll 16
@@ -162,58 +158,58 @@ MOELENS_INLINE void multiply_part(const Tile& t, int row, int column, Ahead ahea
 }
 
 // R rows from `row` on, all columns.
-template <class F, int R, class Ahead>
+template <class F, int R, int S, class Ahead>
 __attribute__((noinline)) void multiply_rows(const Tile& t, int row, Ahead ahead) {
     // Few rows leave registers for more columns; more sums at a time hide the latency of the multiplications.
     constexpr int kAll = kPanelColumns / kLanes;
     constexpr int kWanted = kTileRows * kTileVectors / R;
     constexpr int kVectors = kWanted >= kAll ? kAll : kWanted >= 2 * kTileVectors ? 2 * kTileVectors : kTileVectors;
-    multiply_part<F, R, kVectors>(t, row, 0, ahead);
+    multiply_part<F, R, kVectors, S>(t, row, 0, ahead);
     for (int column = kVectors * kLanes; column < kPanelColumns; column += kVectors * kLanes) {
-        multiply_part<F, R, kVectors>(t, row, column, InOrder{t.b});
+        multiply_part<F, R, kVectors, S>(t, row, column, InOrder{t.b});
     }
 }
 
-template <class F, class Ahead>
+template <class F, int S = 0, class Ahead>
 MOELENS_INLINE void multiply_tile(const Tile& t, Ahead ahead) {
     for (int row = 0; row < t.rows; row += kTileRows) {
         switch (t.rows - row < kTileRows ? t.rows - row : kTileRows) {
             case 1:
-                multiply_rows<F, 1>(t, row, ahead);
+                multiply_rows<F, 1, S>(t, row, ahead);
                 break;
             case 2:
-                multiply_rows<F, 2>(t, row, ahead);
+                multiply_rows<F, 2, S>(t, row, ahead);
                 break;
             case 3:
-                multiply_rows<F, 3>(t, row, ahead);
+                multiply_rows<F, 3, S>(t, row, ahead);
                 break;
             case 4:
-                multiply_rows<F, 4>(t, row, ahead);
+                multiply_rows<F, 4, S>(t, row, ahead);
                 break;
             case 5:
-                multiply_rows<F, 5>(t, row, ahead);
+                multiply_rows<F, 5, S>(t, row, ahead);
                 break;
             case 6:
-                multiply_rows<F, 6>(t, row, ahead);
+                multiply_rows<F, 6, S>(t, row, ahead);
                 break;
 #ifdef MOELENS_TALL_TILES
             case 7:
-                multiply_rows<F, 7>(t, row, ahead);
+                multiply_rows<F, 7, S>(t, row, ahead);
                 break;
             case 8:
-                multiply_rows<F, 8>(t, row, ahead);
+                multiply_rows<F, 8, S>(t, row, ahead);
                 break;
             case 9:
-                multiply_rows<F, 9>(t, row, ahead);
+                multiply_rows<F, 9, S>(t, row, ahead);
                 break;
             case 10:
-                multiply_rows<F, 10>(t, row, ahead);
+                multiply_rows<F, 10, S>(t, row, ahead);
                 break;
             case 11:
-                multiply_rows<F, 11>(t, row, ahead);
+                multiply_rows<F, 11, S>(t, row, ahead);
                 break;
             case 12:
-                multiply_rows<F, 12>(t, row, ahead);
+                multiply_rows<F, 12, S>(t, row, ahead);
                 break;
 #endif
         }
