@@ -57,12 +57,14 @@ std::unique_lock<std::mutex> Team::lock() {
     return std::unique_lock<std::mutex>(calls_);
 }
 
-// After a fork the workers don't exist, and a mutex may have been copied while a thread held it.
+// After a fork the workers don't exist. A mutex may have been copied while a thread held it, and a condition variable
+// with threads that wait on it, for which its destructor would wait: all begin anew.
 void Team::drop_workers_of_parent() {
     for (std::thread& worker : workers_) worker.detach();
     workers_.clear();
     new (&calls_) std::mutex;
     new (&sleep_) std::mutex;
+    new (&wake_) std::condition_variable;
     sleepers_.store(0);
     error_ = nullptr;
     forks_ = forks_so_far();

@@ -228,6 +228,12 @@ def test_wrong_arguments_of_experts_are_named() -> None:
         ValueError, match=r"experts: down must be \[E, 1, 9, 32\] = \[4, 1, 9, 32\], found \[4, 1, 8, 32\]"
     ):
         ops.experts(p.x, ExpertMatrices(m.gate_up, m.down, 4, 9, 16), p.ids, p.scores, silu)
+    with pytest.raises(ValueError, match="experts: width must be at least 1, found 0"):
+        ops.experts(p.x, ExpertMatrices(m.gate_up, m.down, 4, 0, 16), p.ids, p.scores, silu)
+    with pytest.raises(ValueError, match="experts: x must have at least 1 column, found 0"):
+        ops.experts(torch.zeros(3, 0), m, p.ids, p.scores, silu)
+    with pytest.raises(ValueError, match="experts: gate_up must hold at least 1 expert, found 0"):
+        ops.experts(p.x, ExpertMatrices(m.gate_up[:0], m.down[:0], 0, 8, 16), p.ids[:, :0], p.scores[:, :0], silu)
     with pytest.raises(ValueError, match=r"experts: residual must be \[T, H\] = \[3, 16\], found \[1, 16\]"):
         ops.experts(p.x, m, p.ids, p.scores, silu, residual=torch.zeros(1, 16))
     with pytest.raises(ValueError, match=r"pack_gate_up: up must be \[I, K\] = \[8, 16\], found \[7, 16\]"):

@@ -66,6 +66,7 @@ void experts(Kernels& self, py::handle x, py::handle gate_up, py::handle down, i
     const TensorView input = arguments.tensor("x", x, {"T", "H"}, kFloating);
     const int64_t hidden = arguments["H"];
     if (width < 1) arguments.reject("width must be at least 1, found " + std::to_string(width));
+    if (hidden < 1) arguments.reject("x must have at least 1 column, found 0");
     const TensorView first =
         packed_experts(arguments, "gate_up", gate_up, divide_up(width, kPanelColumns / 2), hidden, input.dtype);
     const TensorView second =
@@ -74,6 +75,7 @@ void experts(Kernels& self, py::handle x, py::handle gate_up, py::handle down, i
     const TensorView weights = arguments.tensor("scores", scores, {"T", "A"}, {DType::kFloat32});
     const TensorView result = arguments.tensor("out", out, {"T", "H"}, {input.dtype, DType::kFloat32});
     const TensorView base = arguments.optional("residual", residual, {"T", "H"}, {result.dtype});
+    if (arguments["E"] < 1) arguments.reject("gate_up must hold at least 1 expert, found 0");
     arguments.check_indices("ids", chosen, arguments["E"]);
     self.call(self.table().experts,
               ExpertsArgs{element_of(input), element_of(result), activation_named(arguments, activation),
