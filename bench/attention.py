@@ -107,7 +107,9 @@ class Bench:
                 floats = [torch.full((64,), value) for value in (temperature, top_p, 0.0)]
                 rule = SamplingRows(floats[0], torch.full((64,), top_k).int(), *floats[1:], torch.rand(64))
                 spent = statistics.median(seconds(lambda r=rule, x=logits: self.ops.sample(x, r)) for _ in range(9))
-                print(f"sample {name:10s} V = {vocab:6d} {spent / 64 * self.ops.threads * 1e6:8.1f} us a row and thread")
+                print(
+                    f"sample {name:10s} V = {vocab:6d} {spent / 64 * self.ops.threads * 1e6:8.1f} us a row and thread"
+                )
 
 
 def main() -> None:

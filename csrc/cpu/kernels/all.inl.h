@@ -19,6 +19,9 @@
 #include "kernels/attention.inl.h"
 #include "kernels/attention_plan.inl.h"
 #include "kernels/write_kv.inl.h"
+#include "kernels/sample_order.inl.h"
+#include "kernels/sample_row.inl.h"
+#include "kernels/sample_bins.inl.h"
 #include "kernels/sample.inl.h"
 #include "kernels/ceilings.inl.h"
 
