@@ -29,14 +29,14 @@ from moelens.ops.interface import Ops, Routing
 
 @dataclass(frozen=True)
 class NormProjections:
-    """RMS norm of q and k, each as one vector over all heads; `then` is done to the result."""
+    """RMS norm of q and k, each as one vector over all heads, in float32 as they are; `then` is done to the result."""
 
     norm: RMSNorm
     then: Adjust
 
     def __call__(self, ops: Ops, weights: Weights, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> QKV:
-        normed_q = self.norm(ops, q, weights.plain["q_norm"])
-        normed_k = self.norm(ops, k, weights.plain["k_norm"])
+        normed_q = self.norm(ops, q, weights.plain["q_norm"].float())
+        normed_k = self.norm(ops, k, weights.plain["k_norm"].float())
         return self.then(ops, weights, normed_q, normed_k, v)
 
 
@@ -67,7 +67,7 @@ def build(raw: RawConfig, dtype: torch.dtype | None) -> Architecture:
         resident_tensors=resident(config),
         layer_tensors=tuple(tensors(layer) for layer in range(count)),
         embed=look_up,
-        before_attention=project_qkv([attention] * count, norm, NormProjections(norm, clip)),
+        before_attention=project_qkv([attention] * count, norm, NormProjections(norm, clip), torch.float32),
         after_attention=FinishLayer(norm, (experts,) * count),
         logits=Head(norm),
         ignored=ignored(config),

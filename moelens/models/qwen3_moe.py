@@ -18,14 +18,14 @@ from moelens.ops.interface import Ops, Routing
 
 @dataclass(frozen=True)
 class NormHeads:
-    """RMS norm of every head of q and k."""
+    """RMS norm of every head of q and k, in float32 as they are."""
 
     head_dim: int
     norm: RMSNorm
 
     def __call__(self, ops: Ops, weights: Weights, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> QKV:
-        normed_q = self.norm(ops, q.view(-1, self.head_dim), weights.plain["q_norm"])
-        normed_k = self.norm(ops, k.view(-1, self.head_dim), weights.plain["k_norm"])
+        normed_q = self.norm(ops, q.view(-1, self.head_dim), weights.plain["q_norm"].float())
+        normed_k = self.norm(ops, k.view(-1, self.head_dim), weights.plain["k_norm"].float())
         return normed_q.view(q.shape), normed_k.view(k.shape), v
 
 
@@ -67,7 +67,7 @@ def build(raw: RawConfig, dtype: torch.dtype | None) -> Architecture:
         resident_tensors=resident(config),
         layer_tensors=tuple(tensors(layer) for layer in range(count)),
         embed=look_up,
-        before_attention=project_qkv([attention] * count, norm, NormHeads(attention.head_dim, norm)),
+        before_attention=project_qkv([attention] * count, norm, NormHeads(attention.head_dim, norm), torch.float32),
         after_attention=FinishLayer(norm, tuple(Dense(activation) if one else sparse for one in dense)),
         logits=Head(norm),
         ignored=ignored(config),
