@@ -10,13 +10,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import NoReturn
 
+from moelens.arguments import unsupported_reason
+
 _BYTE_UNITS = {"": 1, "k": 10**3, "K": 2**10, "m": 10**6, "M": 2**20, "g": 10**9, "G": 2**30, "t": 10**12, "T": 2**40}
 
-# What to say of vLLM's flags whose nearest name would mislead.
-_NO_SUCH_THING = {
+# What to say of flags of vLLM's bench whose nearest name would mislead.
+_REFUSED = {
     "--backend": "there is one backend; compare with another by running its own bench on the same --dataset-path",
     "--async-engine": "requests are always all given at once",
-    "--tensor-parallel-size": "one process runs the whole model",
     "--gpu-memory-utilization": "say how much the cache may take with --kv-cache-memory-bytes",
 }
 
@@ -46,6 +47,8 @@ class Options:
     max_num_batched_tokens: int | None
     max_model_len: int | None
     kv_cache_memory_bytes: int | None
+    cpu_memory_bytes: int | None
+    enable_prefix_caching: bool | None
     num_threads: int | None
     output_json: Path | None
 
@@ -87,6 +90,8 @@ def parse_arguments(argv: Sequence[str] | None = None) -> Options:
         max_num_batched_tokens=found.max_num_batched_tokens,
         max_model_len=found.max_model_len,
         kv_cache_memory_bytes=found.kv_cache_memory_bytes,
+        cpu_memory_bytes=found.cpu_memory_bytes,
+        enable_prefix_caching=found.enable_prefix_caching,
         num_threads=found.num_threads,
         output_json=found.output_json,
     )
@@ -138,6 +143,10 @@ def _make_parser() -> argparse.ArgumentParser:
     engine.add_argument("--max-num-batched-tokens", type=_positive, help="tokens in a step at most")
     engine.add_argument("--max-model-len", type=_positive, help="tokens of prompt and output at most")
     engine.add_argument("--kv-cache-memory-bytes", type=parse_bytes, help="e.g. 4GiB")
+    engine.add_argument("--cpu-memory-bytes", type=parse_bytes, help="for weights and cache together, e.g. 64GiB")
+    engine.add_argument(
+        "--enable-prefix-caching", action=argparse.BooleanOptionalAction, help="compute equal beginnings once"
+    )
     engine.add_argument("--num-threads", type=_positive)
 
     parser.add_argument("--output-json", type=Path, help="write the report there too")
@@ -162,8 +171,9 @@ def _check(parser: argparse.ArgumentParser, found: argparse.Namespace) -> None:
 
 def _refuse(parser: argparse.ArgumentParser, unknown: str) -> NoReturn:
     flag = unknown.split("=")[0]
-    if flag in _NO_SUCH_THING:
-        parser.error(f"{flag} is not supported: {_NO_SUCH_THING[flag]}")
+    reason = _REFUSED.get(flag) or unsupported_reason(flag.lstrip("-").replace("-", "_"))
+    if reason is not None:
+        parser.error(f"{flag} is not supported: {reason}")
     ours = [option for action in parser._actions for option in action.option_strings]
     nearest = difflib.get_close_matches(flag, ours, n=1, cutoff=0.0)[0]
     parser.error(f"{flag} is not supported; the nearest supported flag is {nearest} (see --help)")

@@ -30,9 +30,10 @@ def measure(options: Options, make_llm: Callable[..., LLM]) -> tuple[Measurement
     requests = make_requests(options, engine.vocab, engine.max_model_len)
     if options.num_warmups:
         _generate(llm, requests[: options.num_warmups], options)
+        llm.reset_prefix_cache()  # the same prompts follow
 
     before = dataclasses.replace(engine.totals)
-    preempted = engine.scheduler.preemptions
+    preempted, shared = engine.scheduler.preemptions, engine.scheduler.shared_tokens
     begin = time.perf_counter()
     outputs = _generate(llm, requests, options)
     elapsed = time.perf_counter() - begin
@@ -50,6 +51,7 @@ def measure(options: Options, make_llm: Callable[..., LLM]) -> tuple[Measurement
         schedule_seconds=after.schedule_seconds - before.schedule_seconds,
         steps=after.steps - before.steps,
         preemptions=engine.scheduler.preemptions - preempted,
+        shared_tokens=engine.scheduler.shared_tokens - shared,
         load_seconds=load_seconds,
         weight_bytes=engine.weight_bytes,
         kv_cache_bytes=engine.kv_bytes,
@@ -74,6 +76,8 @@ def _llm_arguments(options: Options) -> dict[str, Any]:
         "max_num_batched_tokens": options.max_num_batched_tokens,
         "max_model_len": options.max_model_len,
         "kv_cache_memory_bytes": options.kv_cache_memory_bytes,
+        "cpu_memory_bytes": options.cpu_memory_bytes,
+        "enable_prefix_caching": options.enable_prefix_caching,
         "num_threads": options.num_threads,
     }
     return {

@@ -12,8 +12,9 @@ from moelens.bench.arguments import Options
 class Measurement:
     """Counts and times of one run; warm-ups and loading are in none but `load_seconds`.
 
-    `prefill_tokens` are rows computed for prompts, with what preemption made us compute again; `decode_tokens` are rows
-    computed for one new token each. A step's seconds are split between the two by its rows, so where steps mix both
+    `prefill_tokens` are rows computed for prompts, with what preemption made us compute again and without the
+    `shared_tokens` that were taken over from prompts that begin alike; `decode_tokens` are rows computed for one new
+    token each. A step's seconds are split between the two by its rows, so where steps mix both
     (most do) the split is a convention; `elapsed_seconds` also has what lies between steps.
     """
 
@@ -28,6 +29,7 @@ class Measurement:
     schedule_seconds: float
     steps: int
     preemptions: int
+    shared_tokens: int
     load_seconds: float
     weight_bytes: int
     kv_cache_bytes: int
@@ -81,7 +83,7 @@ def to_text(m: Measurement, hardware: Hardware, versions: dict[str, str]) -> str
             f"Prefill: {m.prefill_tokens_per_second:.2f} tokens/s ({m.prefill_tokens} in {m.prefill_seconds:.2f} s)",
             f"Decode: {m.decode_tokens_per_second:.2f} tokens/s ({m.decode_tokens} in {m.decode_seconds:.2f} s)",
             f"Steps: {m.steps}, of whose time {100 * _rate(m.schedule_seconds, m.elapsed_seconds):.2f} % scheduling; "
-            f"preemptions: {m.preemptions}",
+            f"preemptions: {m.preemptions}; prompt tokens shared: {m.shared_tokens}",
             f"Peak RSS: {_size(m.peak_rss_bytes)} (weights {_size(m.weight_bytes)}, "
             f"cache {_size(m.kv_cache_bytes)} reserved)",
             f"Load: {m.load_seconds:.2f} s",
@@ -118,6 +120,7 @@ def to_json(
         "schedule_seconds": m.schedule_seconds,
         "steps": m.steps,
         "preemptions": m.preemptions,
+        "shared_tokens": m.shared_tokens,
         "load_seconds": m.load_seconds,
         "weight_bytes": m.weight_bytes,
         "kv_cache_bytes": m.kv_cache_bytes,

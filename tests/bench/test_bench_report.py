@@ -26,6 +26,7 @@ MEASUREMENT = Measurement(
     schedule_seconds=0.02,
     steps=150,
     preemptions=3,
+    shared_tokens=7,
     load_seconds=1.5,
     weight_bytes=2**27,
     kv_cache_bytes=2**29,
@@ -82,7 +83,7 @@ class CountingLLM:
 
     model: str
     arguments: dict[str, Any]
-    calls: list[tuple[list[Any], list[Any]]] = field(default_factory=list)
+    calls: list[tuple[list[Any], list[Any]] | str] = field(default_factory=list)
 
     def __post_init__(self) -> None:
         plan = Plan(step_tokens=64, max_requests=8, kv_blocks=4, threads=2)
@@ -93,8 +94,12 @@ class CountingLLM:
             plan=plan,
             weight_bytes=5,
             kv_bytes=6,
-            scheduler=SimpleNamespace(preemptions=0),
+            scheduler=SimpleNamespace(preemptions=0, shared_tokens=0),
         )
+
+    def reset_prefix_cache(self) -> bool:
+        self.calls.append("reset_prefix_cache")
+        return True
 
     def generate(self, prompts: list[Any], params: list[Any], *, use_tqdm: bool) -> list[Any]:
         self.calls.append((prompts, params))
@@ -103,6 +108,7 @@ class CountingLLM:
         totals.prompt_tokens += sum(len(prompt["prompt_token_ids"]) for prompt in prompts)
         totals.prefill_seconds += 0.25
         self.engine.scheduler.preemptions += 1
+        self.engine.scheduler.shared_tokens += 5
         return [
             SimpleNamespace(
                 prompt_token_ids=prompt["prompt_token_ids"],
@@ -130,11 +136,15 @@ def test_tokens_are_counted_once_per_prompt_and_for_every_text() -> None:
     assert measurement.peak_rss_bytes > 2**20 and measurement.elapsed_seconds > 0
 
 
-def test_warm_ups_run_and_are_not_counted() -> None:
+def test_warm_ups_run_and_are_neither_counted_nor_remembered() -> None:
     llm, measurement = run("--input-len", "8", "--num-prompts", "3", "--num-warmups", "2")
-    assert [len(prompts) for prompts, _ in llm.calls] == [2, 3]
+    assert [len(call[0]) if call != "reset_prefix_cache" else call for call in llm.calls] == [
+        2,
+        "reset_prefix_cache",
+        3,
+    ]
     assert (measurement.prefill_tokens, measurement.prefill_seconds) == (24, 0.25)
-    assert (measurement.steps, measurement.preemptions) == (1, 1)
+    assert (measurement.steps, measurement.preemptions, measurement.shared_tokens) == (1, 1, 5)
 
 
 def test_requests_sample_as_vllms_bench_does() -> None:

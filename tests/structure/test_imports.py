@@ -69,7 +69,7 @@ ALLOWED: dict[str, set[str]] = {
     | {"metrics"},
     "jobs": RECORDS | {"llm", "session", "defaults", "metrics", "text", "checkpoint", "ops"},
     "": RECORDS | {"llm", "text", "jobs"},
-    "bench": RECORDS | {"", "llm", "ops"},
+    "bench": RECORDS | {"", "llm", "ops", "arguments"},
     "doctor": RECORDS | {"ops", "memory", "bench"},
     "cli": RECORDS | {"", "bench", "jobs", "arguments", "doctor"},
     "__main__": {"cli"},
