@@ -59,10 +59,8 @@ def make_storage(*shape: int, dtype: torch.dtype) -> torch.Tensor:
 
 
 def report(name: str, rows: int, seconds: float, flops: float, nbytes: float) -> None:
-    print(
-        f"{name:28s} T={rows:5d} {seconds * 1e3:9.3f} ms {flops / seconds / 1e9:8.1f} GFLOP/s {nbytes / seconds / 1e9:7.2f} GB/s",
-        flush=True,
-    )
+    speeds = f"{flops / seconds / 1e9:8.1f} GFLOP/s {nbytes / seconds / 1e9:7.2f} GB/s"
+    print(f"{name:28s} T={rows:5d} {seconds * 1e3:9.3f} ms {speeds}", flush=True)
 
 
 def bench_experts(ops: NativeOps, tokens: list[int], dtype: torch.dtype) -> None:
