@@ -77,7 +77,6 @@ class AttentionPass {
                     after = layout_.keys(next->request, next->first_head, tiles_of(args_, *next).first);
                 }
                 score(block.request);
-                for (int p = i; p < end; ++p) weigh(panels_[p], group);
                 sum_values(block.request, after);
             }
         }
@@ -154,15 +153,14 @@ class AttentionPass {
                 i + 1 < count_ ? layout_.keys(request, head, other.tile) : layout_.values(request, head, other.tile);
             float* scores = panel.scores + visit.tile % kGroupTiles * kTileKeys;
             multiply_tile<F>({panel.q, keys, layout_.key_steps, panel.count, scores, kGroupKeys, false},
-                             InOrder{fetch_ahead(keys, layout_.key_steps, next)});
+                             InOrder{fetch_ahead(keys, layout_.key_steps, next, panel.count)});
             if (!panel.sees_all(visit.tile * kTileKeys)) hide_scores(panel, visit.tile * kTileKeys, scores);
             keys = next;
         }
     }
 
-    void weigh(QueryPanel& panel, int64_t group) {
-        const TileRange seen = panel.tiles().within_group(group);
-        if (seen.first >= seen.end) return;
+    // Scores of the tiles that a panel sees of a group become weights.
+    void weigh(QueryPanel& panel, TileRange seen) {
         constexpr float kLog2OfE = 1.44269504f;
         const int64_t first = seen.first % kGroupTiles * kTileKeys, end = first + (seen.end - seen.first) * kTileKeys;
         weigh_scores<F>(panel, first, end, args_.scale * kLog2OfE, width_);
@@ -177,7 +175,10 @@ class AttentionPass {
             if (i + 1 < count_) {
                 next = layout_.values(request, panels_[visits_[i + 1].panel].head, visits_[i + 1].tile);
             }
-            sum_tile(panels_[visit.panel], visit.tile, values, fetch_ahead(values, layout_.value_steps(), next));
+            QueryPanel& panel = panels_[visit.panel];
+            const TileRange seen = panel.tiles().within_group(visit.tile / kGroupTiles);
+            if (visit.tile == seen.first) weigh(panel, seen);  // just before its first use: memory rests less at a time
+            sum_tile(panel, visit.tile, values, fetch_ahead(values, layout_.value_steps(), next, panel.count));
             values = next;
         }
     }

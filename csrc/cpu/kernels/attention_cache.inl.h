@@ -46,8 +46,10 @@ struct CacheLayout {
     }
 };
 
-// What to prefetch while the memory at `here` is read, if `next` is read after it: nothing if that follows directly,
-// for then the processor fetches it by itself, and faster. At the start of a new stretch it needs a while to notice.
-MOELENS_INLINE const float* fetch_ahead(const float* here, int64_t steps, const float* next) {
-    return next == here + steps * kPanelColumns ? here : next;
+// What to prefetch while the memory at `here` is read for `rows` rows, if `next` is read after it. If that follows
+// directly and rows are few, nothing: the processor then fetches by itself, and faster. But it needs a while to notice
+// a new stretch, and does not go far ahead of reads that come slowly.
+MOELENS_INLINE const float* fetch_ahead(const float* here, int64_t steps, const float* next, int rows) {
+    constexpr int kManyRows = 6;
+    return rows < kManyRows && next == here + steps * kPanelColumns ? here : next;
 }
