@@ -170,6 +170,15 @@ def test_many_tokens_are_cut_into_groups_and_blocks(isa: str) -> None:
 
 
 @pytest.mark.parametrize("isa", _cpu.available_isas())
+def test_tokens_whose_inner_activations_are_large_are_computed_in_chunks(isa: str) -> None:
+    p = make_problem(520, 2, 2, 3, 8200, torch.float32, 3)  # 512 tokens of 64 KiB are a chunk
+    ops = native_ops(isa, 2)
+    matrices = pack(ops, p)
+    tail = p.rows(505, 520)
+    assert relative_error(run(ops, p, matrices)[505:], tail.expected(Activation.SILU)) < 1e-5
+
+
+@pytest.mark.parametrize("isa", _cpu.available_isas())
 @settings(max_examples=25, deadline=None)
 @given(data=st.data())
 def test_a_row_of_experts_is_the_same_bits_in_every_batch(isa: str, data: st.DataObject) -> None:

@@ -66,7 +66,9 @@ void sort_slots(const int32_t* ids, int64_t experts, ExpertPlan& plan) {
 void cut_gate_up(const GateUpTiling& tiling, ExpertPlan& plan) {
     plan.task_count = 0;
     int32_t block = 0;
-    for (int64_t s = 0; s < plan.segment_count; ++s) {
+    for (int64_t i = 0; i < plan.segment_count; ++i) {
+        // All groups of one expert in turn, while its weights are near.
+        const int64_t s = i % plan.groups * (plan.segment_count / plan.groups) + i / plan.groups;
         const Segment& segment = plan.segments[s];
         const int64_t blocks = divide_rounding_up(segment.tiles, tiling.tiles_per_block);
         for (int64_t b = 0; b < blocks; ++b, ++block) {

@@ -181,11 +181,16 @@ void run_down(const Context& context, const ExpertsCall<T>& call) {
     });
 }
 
-// Groups of tokens such that there are tasks for all threads in phase 2.
-MOELENS_INLINE int64_t count_groups(int64_t tokens, int64_t hidden, int threads) {
-    constexpr int64_t kTasksPerThread = 24, kFewestTokens = 512;
-    const int64_t wanted = divide_rounding_up(kTasksPerThread * threads, divide_rounding_up(hidden, kPanelColumns));
-    return larger(1, smaller(wanted, tokens / kFewestTokens));
+// Groups of tokens such that phase 2 has tasks for all threads and a task's results stay in the second-level cache
+// beside a panel of weights, but no more than leave each expert rows enough to be worth reading its weights once more.
+template <class T>
+int64_t count_groups(const ExpertsCall<T>& call, int64_t slots, int threads) {
+    constexpr int64_t kTasksPerThread = 24, kFewestRows = 64, kCacheBytes = 512 * 1024, kLeastBytes = 128 * 1024;
+    const int64_t panels = divide_rounding_up(call.args.hidden, kPanelColumns);
+    const int64_t room = larger(kLeastBytes, kCacheBytes - call.down_steps * kStepBytes);
+    const int64_t for_threads = divide_rounding_up(kTasksPerThread * threads, panels);
+    const int64_t for_cache = divide_rounding_up(slots * kStepBytes, room);
+    return larger(1, smaller(larger(for_threads, for_cache), slots / (kFewestRows * call.args.experts)));
 }
 
 template <class T>
@@ -206,7 +211,7 @@ void run_chunk(const Context& context, const ExpertsArgs& args, int64_t first_to
     ExpertPlan& plan = call.plan;
     plan.tokens = tokens;
     plan.active = args.active;
-    plan.groups = count_groups(tokens, args.hidden, threads);
+    plan.groups = smaller(count_groups(call, tokens * args.active, threads), larger(1, tokens));
     plan.segment_count = plan.groups * args.experts;
 
     GateUpTiling& tiling = call.tiling;
