@@ -101,6 +101,7 @@ def make_batch(chunks: Sequence[Chunk], tables: BlockTables, block_tokens: int) 
     np.cumsum(counts, out=starts[1:])
     positions = np.arange(starts[-1], dtype=np.int32) - np.repeat(starts[:-1] - cached, counts)
     block_ids = tables.select(table_rows)
+    logit_rows = tuple(_logit_rows(ordered, starts.tolist()))
     request_of_row = np.repeat(np.arange(len(ordered)), counts)
     slots = block_ids[request_of_row, positions // block_tokens] * block_tokens + positions % block_tokens
     return Batch(
@@ -110,8 +111,8 @@ def make_batch(chunks: Sequence[Chunk], tables: BlockTables, block_tokens: int) 
         slots=torch.from_numpy(slots.astype(np.int32)),
         attention=AttentionRows(torch.from_numpy(starts), torch.from_numpy(cached), torch.from_numpy(block_ids)),
         decodes=decodes,
-        logit_rows=tuple(_logit_rows(ordered, starts.tolist())),
-        shape=_shape(counts, cached, decodes),
+        logit_rows=logit_rows,
+        shape=_shape(counts, cached, decodes, len(logit_rows)),
     )
 
 
@@ -135,10 +136,26 @@ def split_chunks(chunks: Sequence[Chunk], parts: int) -> list[list[Chunk]]:
     return [[chunks[i] for i in sorted(group)] for group in groups if group]
 
 
-def _shape(counts: Int32Array, cached: Int32Array, decodes: int) -> StepShape:
+def shape_of(chunks: Sequence[Chunk]) -> StepShape:
+    """The shape of the batch that `make_batch` would lay out, when nobody asks for log-probabilities of prompts."""
+    decode_tokens = decode_context = prefill_tokens = prefill_pairs = logit_rows = 0
+    for chunk in chunks:
+        count, cached = chunk.count, chunk.running.cached
+        if count == 1 and cached > 0:
+            decode_tokens += 1
+            decode_context += cached + 1
+        else:
+            prefill_tokens += count
+            prefill_pairs += count * cached + count * (count + 1) // 2
+        logit_rows += chunk.completes
+    return StepShape(decode_tokens, decode_context, prefill_tokens, prefill_pairs, logit_rows)
+
+
+def _shape(counts: Int32Array, cached: Int32Array, decodes: int, logit_rows: int) -> StepShape:
     rows, context = counts.astype(np.int64), cached.astype(np.int64)
     pairs = rows * context + rows * (rows + 1) // 2
-    return StepShape(decodes, int(pairs[:decodes].sum()), int(rows[decodes:].sum()), int(pairs[decodes:].sum()))
+    decode_context, prefill_tokens = int(pairs[:decodes].sum()), int(rows[decodes:].sum())
+    return StepShape(decodes, decode_context, prefill_tokens, int(pairs[decodes:].sum()), logit_rows)
 
 
 def _token_ids(chunks: Sequence[Chunk], total: int) -> Int32Array:

@@ -103,6 +103,14 @@ class Scheduler:
 
     def next_step(self) -> Step | None:
         """The next step, None when no request is left."""
+        groups = self.next_chunks()
+        if not groups:
+            return None
+        parts = tuple(make_batch(group, self._tables, self._plan.block_tokens) for group in groups)
+        return Step(tuple(chunk for group in groups for chunk in group), parts)
+
+    def next_chunks(self) -> list[list[Chunk]]:
+        """The next step's chunks, a list per part, without laying them out; none when no request is left."""
         chunks, preempted = self._decode_chunks()
         budget = self._plan.step_tokens - len(chunks)
         for running in self._running:
@@ -113,18 +121,20 @@ class Scheduler:
             self._admit(chunks, budget)
         if not chunks:
             assert not self._waiting, "a waiting request fits in an empty cache"
-            return None
-        groups = split_chunks(chunks, self._plan.parts)
-        parts = tuple(make_batch(group, self._tables, self._plan.block_tokens) for group in groups)
-        return Step(tuple(chunks), parts)
+            return []
+        return split_chunks(chunks, self._plan.parts)
 
     def commit(self, step: Step, tokens: Mapping[int, int]) -> list[Request]:
         """Take in a step's outcome, `tokens` by request id; frees and returns the requests that finished.
 
         A request whose finish_reason is already set (its logits were not finite) gets no token and ends.
         """
+        return self.commit_chunks(step.chunks, tokens)
+
+    def commit_chunks(self, chunks: Iterable[Chunk], tokens: Mapping[int, int]) -> list[Request]:
+        """As `commit`, of chunks that nobody laid out."""
         finished: list[Request] = []
-        for chunk in step.chunks:
+        for chunk in chunks:
             running, completes = chunk.running, chunk.completes
             request = running.request
             self._advance(running, chunk.count)

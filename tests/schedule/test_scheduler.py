@@ -14,6 +14,7 @@ from moelens.errors import ValidationError
 from moelens.plan import Plan
 from moelens.request import Request
 from moelens.sampling_params import SamplingParams
+from moelens.schedule.batch import shape_of
 from moelens.schedule.scheduler import Scheduler, Step
 
 BLOCK = 32
@@ -284,3 +285,18 @@ def test_whatever_is_shared_is_what_the_request_would_have_written(
         assert steps < 10_000
     assert all(request.finish_reason == "length" for request in requests)
     assert scheduler.free_blocks == blocks
+
+
+def test_a_step_without_layout_has_the_same_shape() -> None:
+    plan = Plan(step_tokens=16, max_requests=4, kv_blocks=8, parts=2, share_prefixes=False)
+    laid_out, bare = Scheduler(plan, finish_at_max_tokens), Scheduler(plan, finish_at_max_tokens)
+    for scheduler in (laid_out, bare):
+        for request_id, tokens in enumerate((40, 3, 20, 9, 1)):
+            scheduler.add(make_request(request_id, tokens, output=3))
+    tokens_of = dict.fromkeys(range(5), 1)
+    while (step := laid_out.next_step()) is not None:
+        groups = bare.next_chunks()
+        assert [shape_of(group) for group in groups] == [part.shape for part in step.parts]
+        done = laid_out.commit(step, tokens_of)
+        assert len(bare.commit_chunks([chunk for group in groups for chunk in group], tokens_of)) == len(done)
+    assert bare.next_chunks() == []

@@ -1,0 +1,173 @@
+"""THE formula set: what each stage of a layer computes and moves, counted exactly, knowing no hardware.
+
+A multiplication and an addition are two floating-point operations. Weights count once a pass over the rows that use
+them, inputs once as read, outputs once as written; what a kernel reads twice is its own affair.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from moelens.cost.workload import StepShape
+from moelens.models.config import LayerConfig, ModelConfig, MoEFFN
+from moelens.pipeline.task import Stage
+
+RESIDUAL_BYTES = 4  # an element of the residual stream and of logits, float32 whatever the model's dtype
+
+
+@dataclass(frozen=True)
+class Work:
+    """Floating-point operations, and bytes moved between a processor and its memory, by what they are of."""
+
+    flops: float = 0.0
+    weight_bytes: float = 0.0
+    kv_bytes: float = 0.0
+    activation_bytes: float = 0.0
+
+    def __add__(self, other: Work) -> Work:
+        return Work(
+            self.flops + other.flops,
+            self.weight_bytes + other.weight_bytes,
+            self.kv_bytes + other.kv_bytes,
+            self.activation_bytes + other.activation_bytes,
+        )
+
+    @property
+    def bytes(self) -> float:
+        """All that is moved."""
+        return self.weight_bytes + self.kv_bytes + self.activation_bytes
+
+    @property
+    def intensity(self) -> float:
+        """Floating-point operations per byte."""
+        return self.flops / self.bytes if self.bytes else 0.0
+
+
+@dataclass(frozen=True)
+class RoutingLoad:
+    """How often a token chooses each expert: `shares` sum to 1, all layers alike; empty means evenly.
+
+    Tokens are taken as independent of each other.
+    """
+
+    shares: Sequence[float] = ()
+
+    def touched(self, ffn: MoEFFN, tokens: int) -> float:
+        """Expected number of experts that at least one of `tokens` tokens chooses.
+
+        Evenly E·(1 - (1 - A/E)^T); with shares s_e, an expert is chosen by a token with probability min(1, A·s_e).
+        """
+        if not self.shares:
+            return ffn.experts * (1.0 - (1.0 - ffn.active / ffn.experts) ** tokens)
+        assert len(self.shares) == ffn.experts
+        return sum(1.0 - (1.0 - min(1.0, ffn.active * share)) ** tokens for share in self.shares)
+
+    @property
+    def imbalance(self) -> float:
+        """The busiest expert's load over the mean one's."""
+        return max(self.shares) * len(self.shares) if self.shares else 1.0
+
+
+EVEN = RoutingLoad()
+
+
+def stage_work(stage: Stage, config: ModelConfig, layer: int, shape: StepShape, routing: RoutingLoad = EVEN) -> Work:
+    """What `stage` does in `layer` for rows of `shape`; a LOAD is that of the whole layer, in all its chunks."""
+    if stage is Stage.LOGITS:
+        return head_work(config, shape.logit_rows)
+    of = config.layers[layer]
+    if stage is Stage.LOAD:
+        return Work(weight_bytes=layer_weight_bytes(config, layer))
+    if stage is Stage.BEFORE_ATTENTION:
+        return _before_attention(config, of, shape.tokens)
+    if stage is Stage.AFTER_ATTENTION:
+        return _after_attention(config, of, shape.tokens, routing)
+    return _attention(stage, config, of, shape)
+
+
+def layer_weight_bytes(config: ModelConfig, layer: int) -> int:
+    """Bytes of one layer's matrices (norms and biases, a few parts in ten thousand, left out)."""
+    of, hidden = config.layers[layer], config.hidden
+    q, kv = _widths(of)
+    elements = hidden * (q + 2 * kv) + q * hidden
+    if isinstance(of.ffn, MoEFFN):
+        elements += hidden * of.ffn.experts + 3 * hidden * (of.ffn.experts * of.ffn.width + of.ffn.shared_width)
+    else:
+        elements += 3 * hidden * of.ffn.width
+    return elements * config.dtype.itemsize
+
+
+def model_weight_bytes(config: ModelConfig) -> int:
+    """Bytes of all matrices: every layer's, the embedding and the head (which is stored apart also when tied)."""
+    layers = sum(layer_weight_bytes(config, layer) for layer in range(len(config.layers)))
+    return layers + 2 * config.vocab * config.hidden * config.dtype.itemsize
+
+
+def head_work(config: ModelConfig, rows: int) -> Work:
+    """Final norm and head: 2·R·V·H operations."""
+    item, hidden, vocab = config.dtype.itemsize, config.hidden, config.vocab
+    if not rows:
+        return Work()
+    moved = rows * (hidden * (RESIDUAL_BYTES + 2 * item) + vocab * RESIDUAL_BYTES)
+    return Work(2.0 * rows * vocab * hidden, weight_bytes=vocab * hidden * item, activation_bytes=moved)
+
+
+def _before_attention(config: ModelConfig, layer: LayerConfig, tokens: int) -> Work:
+    """Norm and the product for q, k and v: 2·T·H·(Q + 2K)·D operations."""
+    item, hidden = config.dtype.itemsize, config.hidden
+    q, kv = _widths(layer)
+    columns = q + 2 * kv
+    if not tokens:
+        return Work()
+    moved = tokens * (hidden * (RESIDUAL_BYTES + 2 * item) + columns * 2 * item)  # norm; product, rotary embedding
+    return Work(2.0 * tokens * hidden * columns, weight_bytes=hidden * columns * item, activation_bytes=moved)
+
+
+def _after_attention(config: ModelConfig, layer: LayerConfig, tokens: int, routing: RoutingLoad) -> Work:
+    """Output projection 2·T·Q·D·H, router 2·T·H·E, experts 6·T·A·H·I and the shared one 6·T·H·I_shared."""
+    item, hidden, ffn = config.dtype.itemsize, config.hidden, layer.ffn
+    q, _ = _widths(layer)
+    if not tokens:
+        return Work()
+    elements, flops = float(q * hidden), 2.0 * tokens * q * hidden
+    if isinstance(ffn, MoEFFN):
+        elements += hidden * ffn.experts + 3 * hidden * (routing.touched(ffn, tokens) * ffn.width + ffn.shared_width)
+        inner = ffn.active * ffn.width + ffn.shared_width
+        flops += 2.0 * tokens * hidden * ffn.experts
+    else:
+        elements += 3 * hidden * ffn.width
+        inner = ffn.width
+    flops += 6.0 * tokens * hidden * inner
+    moved = tokens * (q * item + hidden * (4 * RESIDUAL_BYTES + 2 * item) + 2 * inner * item)
+    return Work(flops, weight_bytes=elements * item, activation_bytes=moved)
+
+
+def _attention(stage: Stage, config: ModelConfig, layer: LayerConfig, shape: StepShape) -> Work:
+    item, attention = config.dtype.itemsize, layer.attention
+    q, kv = _widths(layer)
+    if stage is Stage.OFFLOAD:  # k and v of every row, q of those that the host attends for
+        return Work(activation_bytes=(shape.tokens * 2 * kv + shape.decode_tokens * q) * item)
+    if stage is Stage.UPLOAD:
+        return Work(activation_bytes=shape.decode_tokens * q * item)
+    if stage is Stage.STORE_KV:
+        return Work(kv_bytes=shape.tokens * 2 * kv * item, activation_bytes=shape.tokens * 2 * kv * item)
+    if stage is Stage.ATTEND_DECODES:  # Eq 6: 4·Q·D operations over 2·K·D elements, so Q/K of them per bfloat16 byte
+        keys = _seen(shape.decode_context, shape.decode_tokens, attention.window)
+        moved = shape.decode_tokens * 2 * q * item
+        return Work(4.0 * keys * q, kv_bytes=keys * 2 * kv * item, activation_bytes=moved)
+    assert stage is Stage.ATTEND_PREFILLS
+    pairs = _seen(shape.prefill_pairs, shape.prefill_tokens, attention.window)
+    moved = shape.prefill_tokens * 2 * q * item
+    return Work(4.0 * pairs * q, kv_bytes=shape.prefill_tokens * 2 * kv * item, activation_bytes=moved)
+
+
+def _seen(positions: int, rows: int, window: int | None) -> float:
+    """Keys that rows see of `positions` in all, were every row's context the mean one."""
+    return float(positions if window is None else min(positions, rows * window))
+
+
+def _widths(layer: LayerConfig) -> tuple[int, int]:
+    """Columns of q, and of k or v."""
+    attention = layer.attention
+    return attention.query_heads * attention.head_dim, attention.kv_heads * attention.head_dim
