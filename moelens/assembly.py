@@ -12,6 +12,7 @@ from tqdm.auto import tqdm
 from moelens.checkpoint.jobs import weight_bytes
 from moelens.checkpoint.load import load_weights
 from moelens.checkpoint.random import random_weights
+from moelens.checkpoint.shared import shared_weights
 from moelens.checkpoint.source import read_config, read_generation_config
 from moelens.engine import Engine
 from moelens.errors import CapacityError
@@ -88,6 +89,9 @@ def _weights(
 
         if options.load_format == "dummy":
             return random_weights(architecture, ops, seed=options.seed, threads=ops.threads, progress=progress)
+        if options.shared_weights_dir is not None:
+            cache = Path(options.shared_weights_dir).expanduser()
+            return shared_weights(folder, cache, architecture, ops, threads=ops.threads, progress=progress)
         return load_weights(folder, architecture, ops, threads=ops.threads, progress=progress)
 
 

@@ -33,7 +33,8 @@ class LLM:
     """A Mixture-of-Experts model, its tokenizer and the memory for the requests that run.
 
     `model` is a folder or a hub id. Sizes left at None are chosen from the memory there is. Arguments have vLLM's names
-    and defaults; `device`, `cpu_memory_bytes`, `num_threads` and `plan` are moelens' own.
+    and defaults; `device`, `cpu_memory_bytes`, `num_threads`, `shared_weights_dir` and `plan` are moelens' own.
+    Processes with the same `shared_weights_dir`, a folder of a local disk, have one copy of the weights in memory.
 
     Raises TypeError for an argument that does not exist here (with the nearest that does), and ConfigError,
     CheckpointError, UnsupportedModelError or CapacityError when the model can't be run as asked.
@@ -73,6 +74,7 @@ class LLM:
         device: str = "auto",
         cpu_memory_bytes: int | None = None,
         num_threads: int | None = None,
+        shared_weights_dir: str | os.PathLike[str] | None = None,
         plan: Plan | None = None,
         **unsupported: object,
     ) -> None:
@@ -104,6 +106,7 @@ class LLM:
             hf_token=hf_token,
             hf_overrides=hf_overrides,
             download_dir=None if download_dir is None else os.fspath(download_dir),
+            shared_weights_dir=None if shared_weights_dir is None else os.fspath(shared_weights_dir),
             plan=plan,
         )
         self._chat_template = read_chat_template(chat_template)

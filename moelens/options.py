@@ -20,7 +20,8 @@ class EngineOptions:
     """None stands for "to be chosen" throughout; sizes are in tokens, requests or bytes as the names say.
 
     `dtype` is what weights, activations and cache are computed in ("auto": the checkpoint's own). `load_format`
-    "dummy" makes random weights from the config alone. `plan` fixes everything that is otherwise derived from the
+    "dummy" makes random weights from the config alone. `shared_weights_dir` is where processes share one copy of the
+    weights (None: each has its own). `plan` fixes everything that is otherwise derived from the
     sizes. `hf_overrides` replaces entries of config.json.
 
     Raises ConfigError for a value that can't be.
@@ -42,6 +43,7 @@ class EngineOptions:
     hf_token: str | bool | None = None
     hf_overrides: Mapping[str, Any] | None = None
     download_dir: str | None = None
+    shared_weights_dir: str | None = None
     plan: Plan | None = None
 
     def __post_init__(self) -> None:
@@ -57,6 +59,8 @@ class EngineOptions:
             raise ConfigError(
                 f"hf_overrides must be a dict of entries of config.json, got {type(self.hf_overrides).__name__}."
             )
+        if self.shared_weights_dir is not None and self.load_format == "dummy":
+            raise ConfigError("shared_weights_dir is for a checkpoint's weights, and load_format='dummy' has none.")
         if self.plan is not None and (given := self._fixed_by_plan()):
             raise ConfigError(f"{', '.join(given)} can't be given together with plan, which fixes it: leave one out.")
         if self.max_num_batched_tokens is not None and self.max_num_batched_tokens < (self.max_num_seqs or 1):

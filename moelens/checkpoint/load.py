@@ -32,6 +32,20 @@ def load_weights(
     tensors = find_tensors(folder)
     check_tensors(folder, tensors, architecture)
     store = allocate(architecture, ops)
+    fill(store, tensors, architecture, ops, threads=threads, progress=progress)
+    return store
+
+
+def fill(
+    store: WeightStore,
+    tensors: dict[str, StoredTensor],
+    architecture: Architecture,
+    ops: Ops,
+    *,
+    threads: int,
+    progress: Callable[[int], None] | None,
+) -> None:
+    """Read `tensors`, which are checked, into all of `store`; see `load_weights`."""
     jobs = sorted(cut(architecture, store, ops), key=lambda job: _position(job, tensors))
     dtype = architecture.config.dtype
     scratch_elements = max((job.elements for job in jobs if job.target is None), default=0)
@@ -39,7 +53,6 @@ def load_weights(
     with WeightReader(used, dtype, scratch_elements) as reader:
         affordable = affordable_threads(store.nbytes, scratch_elements * dtype.itemsize)
         run(jobs, reader.work, threads=min(threads, affordable), progress=progress)
-    return store
 
 
 def _position(job: Job, tensors: dict[str, StoredTensor]) -> tuple[Path, int]:

@@ -75,6 +75,7 @@ def add_model_flags(parser: argparse.ArgumentParser) -> None:
     engine.add_argument("--kv-cache-memory-bytes", type=parse_bytes, help="e.g. 4GiB")
     engine.add_argument("--cpu-memory-bytes", type=parse_bytes, help="for weights and cache together, e.g. 64GiB")
     engine.add_argument("--num-threads", type=positive)
+    engine.add_argument("--shared-weights-dir", help="a folder where processes share one copy of the weights")
 
 
 ENGINE_ARGUMENTS = (
@@ -98,6 +99,7 @@ ENGINE_ARGUMENTS = (
     "kv_cache_memory_bytes",
     "cpu_memory_bytes",
     "num_threads",
+    "shared_weights_dir",
 )
 
 

@@ -8,9 +8,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from moelens.checkpoint.identity import weight_files
 from moelens.checkpoint.source import find_checkpoint, find_settings
 from moelens.defaults import recommended_fields
-from moelens.jobs.identity import CONFIG, TOKENIZER, small_files, versions, weight_files
+from moelens.jobs.identity import CONFIG, TOKENIZER, small_files, versions
 from moelens.jobs.options import JobOptions
 from moelens.jobs.parse import LineParser
 from moelens.text.chat import read_chat_template

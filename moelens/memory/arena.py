@@ -33,6 +33,23 @@ class Arena:
             raise CapacityError(_too_large(purpose, nbytes, f"the system refuses it ({error})")) from error
         _ask_for_huge_pages(self._memory)
 
+    @classmethod
+    def of_file(cls, file: int, nbytes: int, *, writing: bool) -> Arena:
+        """The first `nbytes` > 0 bytes of an open file, of which memory holds one copy for all processes.
+
+        With `writing`, what is written goes to the file; else it would stay private to this process.
+        """
+        arena = cls.__new__(cls)
+        arena.nbytes = nbytes
+        # Not read-only, as torch has no such tensors; a private page that nobody writes is the file's own.
+        arena._memory = mmap.mmap(file, nbytes, flags=mmap.MAP_SHARED if writing else mmap.MAP_PRIVATE)
+        _ask_for_huge_pages(arena._memory)  # which tmpfs has
+        return arena
+
+    def flush(self) -> None:
+        """Have the file hold what was written."""
+        self._memory.flush()
+
     def view(self, offset: int, dtype: torch.dtype, shape: tuple[int, ...]) -> torch.Tensor:
         """A tensor over the arena's bytes from `offset` (a multiple of 64) on; it keeps the arena alive."""
         count = math.prod(shape)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -42,6 +43,11 @@ class WeightStore:
         """Layer `layer`'s weights, where they lie."""
         return self._layers[layer]
 
+    @property
+    def slabs(self) -> tuple[Slab, ...]:
+        """All slabs, in the order of the arena."""
+        return (self.resident_slab, *self._slabs)
+
     def slab(self, layer: int) -> Slab:
         """Where layer `layer`'s weights lie in the arena."""
         return self._slabs[layer]
@@ -51,8 +57,16 @@ class WeightStore:
         return slab.layout.storages(self.arena, slab.begin)
 
 
-def allocate(architecture: Architecture, ops: Ops) -> WeightStore:
-    """Room for `architecture`'s weights in the storage order of `ops`. Raises CapacityError when it can't fit."""
+def private_arena(nbytes: int) -> Arena:
+    """Room for weights that only this process has. Raises CapacityError when there is none."""
+    return Arena(nbytes, purpose="the model's weights")
+
+
+def allocate(architecture: Architecture, ops: Ops, take: Callable[[int], Arena] = private_arena) -> WeightStore:
+    """Room for `architecture`'s weights in the storage order of `ops`; `take` gives an arena of so many bytes.
+
+    Raises what `take` raises.
+    """
     dtype = architecture.config.dtype
     resident = Slab(SlabLayout.of(architecture.resident_tensors, ops, dtype), 0)
     layers: list[Slab] = []
@@ -60,4 +74,4 @@ def allocate(architecture: Architecture, ops: Ops) -> WeightStore:
     for specs in architecture.layer_tensors:
         layers.append(Slab(SlabLayout.of(specs, ops, dtype), end))
         end = layers[-1].end
-    return WeightStore(Arena(end, purpose="the model's weights"), resident, tuple(layers))
+    return WeightStore(take(end), resident, tuple(layers))

@@ -9,6 +9,7 @@ import shutil
 import signal
 import time
 from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -75,22 +76,52 @@ def by_id(path: Path) -> dict[str, bytes]:
     return found
 
 
+@dataclass(frozen=True)
+class Kill:
+    """How a run ended: `seconds` after its start, inside a write or at any instant, and what the output held then."""
+
+    seconds: float
+    in_write: bool
+    lines: int
+    torn_bytes: int
+
+
+def kill_once(
+    commands: Commands, command: list[str], output: Path, in_write: int | None, wait_seconds: float, most_lines: int
+) -> Kill:
+    """Start a job and kill it: in the middle of a write, or after some seconds, or when it has so many lines."""
+    begin = time.monotonic()
+    if in_write is not None:
+        status = commands.run(command, die_in_write=in_write)
+    else:
+        process = commands.start(command)
+        while time.monotonic() < begin + wait_seconds and count_lines(output) < most_lines:
+            time.sleep(0.001)
+        os.kill(process, signal.SIGKILL)
+        status = commands.wait()
+    assert status == -signal.SIGKILL, f"the job was not killed, but ended with {status}: {commands.said()}"
+    content = output.read_bytes() if output.exists() else b""
+    torn = len(content) - content.rfind(b"\n") - 1
+    return Kill(time.monotonic() - begin, in_write is not None, content.count(b"\n"), torn)
+
+
+def count_lines(path: Path) -> int:
+    return path.read_bytes().count(b"\n") if path.exists() else 0
+
+
 def kill_often(
-    commands: Commands, command: list[str], output: Path, kills: int, longest_seconds: float, random_: random.Random
-) -> int:
-    """Start and kill a job until it was killed `kills` times; every other time inside a write. Returns torn ends."""
-    torn = 0
-    for kill in range(kills):
-        if kill % 2:
-            status = commands.run(command, die_in_write=random_.randint(1, 6))
-        else:
-            process = commands.start(command)
-            time.sleep(random_.uniform(0.0, longest_seconds))
-            os.kill(process, signal.SIGKILL)
-            status = commands.wait()
-        assert status == -signal.SIGKILL, f"the job was not killed, but ended with {status}: {commands.said()}"
-        torn += output.exists() and not output.read_bytes().endswith(b"\n")
-    return torn
+    commands: Commands, command: list[str], output: Path, kills: int, run_seconds: float, lines: int, seed: int
+) -> list[Kill]:
+    """Start and kill a job of `lines` lines `kills` times, every other time inside a write, so that it isn't over."""
+    random_ = random.Random(seed)
+    found: list[Kill] = []
+    for number in range(kills):
+        most_lines = lines * (number + 1) // (kills + 1)  # which leaves some for every kill
+        in_write = random_.randint(1, 3) if number % 2 else None
+        found.append(
+            kill_once(commands, command, output, in_write, random_.uniform(0.0, 4 * run_seconds / kills), most_lines)
+        )
+    return found
 
 
 def test_a_job_killed_eight_times_loses_nothing(commands: Commands, model: Path, tmp_path: Path) -> None:
@@ -98,15 +129,14 @@ def test_a_job_killed_eight_times_loses_nothing(commands: Commands, model: Path,
     begin = time.monotonic()
     assert commands.run(argv(tmp_path, "whole.jsonl", model, *SIZES)) == 0, commands.said()
     seconds = time.monotonic() - begin
-    interrupted = argv(tmp_path, "killed.jsonl", model, *SIZES)
+    command = argv(tmp_path, "killed.jsonl", model, *SIZES)
     output = tmp_path / "killed.jsonl"
-    torn = kill_often(commands, interrupted, output, 8, seconds / 8, random.Random(11))
-    assert torn, "no kill left a torn line"
-    done = output.read_bytes().count(b"\n")
-    assert done < 150, "the job was over before it was killed"
-    assert commands.run(interrupted) == 0, commands.said()
+    kills = kill_often(commands, command, output, 8, seconds, 150, seed=11)
+    assert sum(kill.torn_bytes > 0 for kill in kills) >= 4, "a kill inside a write leaves a torn line"
+    assert kills[-1].lines < 150, "the job was over before it was killed"
+    assert commands.run(command) == 0, commands.said()
     assert by_id(output) == by_id(tmp_path / "whole.jsonl")
-    assert commands.run([*interrupted, "--ordered"]) == 0, commands.said()
+    assert commands.run([*command, "--ordered"]) == 0, commands.said()
     assert list(by_id(output)) == [f"moelens-{i}" for i in range(1, 151)]
 
 
@@ -160,23 +190,23 @@ def test_a_real_job_killed_forty_times_loses_nothing(commands: Commands, tmp_pat
     model = ensure_checkpoint(default_recipe("olmoe"), default_cache())
     write_requests(tmp_path / "in.jsonl", 400, 48)
     begin = time.monotonic()
-    assert commands.run(argv(tmp_path, "whole.jsonl", model, "--max-num-seqs", "32")) == 0, commands.said()
+    sizes = ("--max-num-seqs", "16", "--num-threads", "1")
+    assert commands.run(argv(tmp_path, "whole.jsonl", model, *sizes)) == 0, commands.said()
     seconds = time.monotonic() - begin
-    command = argv(tmp_path, "killed.jsonl", model, "--max-num-seqs", "32")
+    command = argv(tmp_path, "killed.jsonl", model, *sizes)
     output = tmp_path / "killed.jsonl"
-    kills = 0
-    random_ = random.Random(12)
-    while kills < 40:
-        if kills % 2:
-            status = commands.run(command, die_in_write=random_.randint(1, 3))
-        else:
-            process = commands.start(command)
-            time.sleep(random_.uniform(0.0, seconds / 4))
-            os.kill(process, signal.SIGKILL)
-            status = commands.wait()
-        assert status == -signal.SIGKILL, commands.said()
-        kills += 1
-        if output.exists() and output.read_bytes().count(b"\n") > 380:
-            output.write_bytes(b"")  # nearly done: once more from the beginning, as if its output had been lost
+    kills = kill_often(commands, command, output, 40, seconds, 400, seed=12)
+    write_table(tmp_path / "kills.md", kills)
+    assert sum(kill.torn_bytes > 0 for kill in kills) >= 20 and kills[-1].lines < 400
     assert commands.run(command) == 0, commands.said()
     assert by_id(output) == by_id(tmp_path / "whole.jsonl")
+
+
+def write_table(path: Path, kills: list[Kill]) -> None:
+    """The kills as a table of Markdown."""
+    rows = [
+        f"| {number} | {kill.seconds:.2f} | {'inside a write' if kill.in_write else 'any'} | {kill.lines} | "
+        f"{kill.torn_bytes} |\n"
+        for number, kill in enumerate(kills, start=1)
+    ]
+    path.write_text("| kill | after s | instant | whole lines | torn bytes |\n|---|---|---|---|---|\n" + "".join(rows))
