@@ -1,8 +1,13 @@
-"""What a step has to do, counted in tokens and key positions: the common currency of cost, schedule and pipeline."""
+"""What a step and a job have to do, counted in tokens: the common currency of cost, schedule and pipeline."""
 
 from __future__ import annotations
 
+import math
+import random
+from collections.abc import Sequence
 from dataclasses import dataclass
+
+from moelens.errors import ConfigError
 
 
 @dataclass(frozen=True)
@@ -32,3 +37,68 @@ class StepShape:
     @property
     def tokens(self) -> int:
         return self.decode_tokens + self.prefill_tokens
+
+
+@dataclass(frozen=True)
+class Workload:
+    """The requests of a job: `prompt_tokens[i]` and `output_tokens[i]` are those of request i, in order of arrival."""
+
+    prompt_tokens: Sequence[int]
+    output_tokens: Sequence[int]
+
+    def __post_init__(self) -> None:
+        if len(self.prompt_tokens) != len(self.output_tokens) or not self.prompt_tokens:
+            raise ConfigError(
+                f"A workload needs as many outputs as prompts and at least one, got {len(self.prompt_tokens)} prompts "
+                f"and {len(self.output_tokens)} outputs."
+            )
+        if min(self.prompt_tokens) < 1 or min(self.output_tokens) < 1:
+            raise ConfigError("Every request of a workload needs at least 1 prompt token and 1 output token.")
+
+    @classmethod
+    def even(cls, requests: int, prompt_tokens: int, output_tokens: int) -> Workload:
+        """All requests alike."""
+        return cls((prompt_tokens,) * requests, (output_tokens,) * requests)
+
+    @classmethod
+    def spread(cls, requests: int, mean_tokens: float, longest_tokens: int, output_tokens: int) -> Workload:
+        """Prompts of exponentially distributed lengths, cut off at the longest, of the given mean: the shape of
+        collections of which only mean and maximum are told. A mean above half of the longest mirrors it. The quantiles
+        are dealt out in a fixed shuffled order."""
+        if not 1 <= mean_tokens <= longest_tokens:
+            raise ConfigError(f"Prompts of at most {longest_tokens} tokens can't have a mean of {mean_tokens:g}.")
+        mirrored = 2 * mean_tokens > longest_tokens
+        mean = longest_tokens - mean_tokens if mirrored else mean_tokens
+        scale = _scale_of_mean(mean, longest_tokens)
+        whole = -math.expm1(-longest_tokens / scale)
+        drawn = [-scale * math.log1p(-whole * (index + 0.5) / requests) for index in range(requests)]
+        lengths = [max(1, min(longest_tokens, round(longest_tokens - one if mirrored else one))) for one in drawn]
+        random.Random(0).shuffle(lengths)
+        return cls(tuple(lengths), (output_tokens,) * requests)
+
+    @property
+    def requests(self) -> int:
+        return len(self.prompt_tokens)
+
+    @property
+    def mean_prompt_tokens(self) -> float:
+        return sum(self.prompt_tokens) / self.requests
+
+    @property
+    def mean_output_tokens(self) -> float:
+        return sum(self.output_tokens) / self.requests
+
+    @property
+    def total_tokens(self) -> int:
+        """Prompt and output tokens of all requests."""
+        return sum(self.prompt_tokens) + sum(self.output_tokens)
+
+
+def _scale_of_mean(mean: float, longest: int) -> float:
+    """The scale of an exponential distribution which, cut off at `longest`, has the given mean (by bisection)."""
+    low, high = max(mean / 2, 1e-3), 1000.0 * longest
+    for _ in range(200):
+        scale = (low + high) / 2
+        cut_mean = scale - (longest / math.expm1(longest / scale) if longest < 500 * scale else 0.0)
+        low, high = (scale, high) if cut_mean < mean else (low, scale)
+    return (low + high) / 2

@@ -51,6 +51,7 @@ ALLOWED: dict[str, set[str]] = {
     "pipeline": RECORDS | {"cost", "ops.interface", "models.architecture", "memory", "machine", "schedule.batch"},
     # which configuration
     "planning": RECORDS | {"cost", "schedule", "pipeline", "machine.simulated"},
+    "machine.simulated": RECORDS,
     # all of it together
     "engine": RECORDS
     | {"ops", "ops.interface", "models", "memory", "machine", "schedule", "pipeline", "planning", "text", "stopping"},
