@@ -36,19 +36,30 @@ struct EmbedArgs {
     void* out;
 };
 
-// x [T, heads, D], positions [T], inverse_frequencies [pairs] -> out, x with elements i and i + pairs of a head
-// rotated.
-struct RotaryArgs {
-    Element element;
-    int64_t rows, heads, head_dim, pairs;
-    const void* x;
-    const int32_t* positions;
-    const float* inverse_frequencies;
-    void* out;
-    float magnitude;
+// What a norm multiplies by: `width` elements, and the root mean square is taken over as many. Null: no norm.
+struct NormWeight {
+    const void* data;
+    int64_t width;
 };
 
-// x -> out, element by element; `parameter` is clamp's limit or scale's factor.
+// joined [T, (Q + 2K) D], positions [T], inverse_frequencies [pairs] -> q [T, Q, D], k, v [T, K, D]: q and k
+// normalised, all held to [-limit, limit], then elements i and i + pairs of each head of q and k rotated.
+struct SplitQkvArgs {
+    Element joined_element;  // element, or float32
+    Element element;         // of the norms' weights, q, k and v
+    int64_t rows, query_heads, kv_heads, head_dim, pairs;
+    const void* joined;
+    const int32_t* positions;
+    const float* inverse_frequencies;
+    float magnitude;
+    NormWeight q_norm, k_norm;
+    float eps, limit;
+    void* q;
+    void* k;
+    void* v;
+};
+
+// x -> out, element by element; `parameter` is scale's factor.
 struct ElementwiseArgs {
     Element element;
     int64_t count;
@@ -161,8 +172,7 @@ struct KernelTable {
     void (*rms_norm)(const Context&, const NormArgs&);
     void (*layer_norm)(const Context&, const NormArgs&);
     void (*embed)(const Context&, const EmbedArgs&);
-    void (*rotary)(const Context&, const RotaryArgs&);
-    void (*clamp)(const Context&, const ElementwiseArgs&);
+    void (*split_qkv)(const Context&, const SplitQkvArgs&);
     void (*scale)(const Context&, const ElementwiseArgs&);
     void (*sigmoid)(const Context&, const ElementwiseArgs&);
     void (*route)(const Context&, const RouteArgs&);

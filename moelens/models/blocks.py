@@ -14,7 +14,7 @@ import torch
 
 from moelens.models.architecture import Weights
 from moelens.models.config import GQA
-from moelens.ops.interface import Activation, Ops, Routing
+from moelens.ops.interface import Activation, Ops, QKNorm, Rotation, Routing
 
 
 class Norm(Protocol):
@@ -42,62 +42,45 @@ class LayerNorm:
 QKV = tuple[torch.Tensor, torch.Tensor, torch.Tensor]
 
 
-class Adjust(Protocol):
-    """What a family does to q [T, Q·D], k and v [T, K·D] between projection and rotary embedding."""
-
-    def __call__(self, ops: Ops, weights: Weights, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> QKV: ...
-
-
-def leave(ops: Ops, weights: Weights, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> QKV:
-    """Nothing."""
-    return q, k, v
-
-
-@dataclass(frozen=True)
-class Clamp:
-    """Every element held to [-limit, limit]."""
-
-    limit: float
-
-    def __call__(self, ops: Ops, weights: Weights, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> QKV:
-        return ops.clamp(q, self.limit), ops.clamp(k, self.limit), ops.clamp(v, self.limit)
-
-
 @dataclass(frozen=True)
 class ProjectQKV:
     """Before attention: norm, one product for q, k and v, what the family does to them, rotary embedding.
 
-    `product_dtype` is what they are kept in on the way (None: the weights'). float32 is worth its memory traffic where
-    q and k are normalised before they turn, as it saves two of three roundings.
+    `qk_norm_eps` is of a family that normalises q and k, by the weights q_norm and k_norm (None: it doesn't); `limit`
+    is what q, k and v are clipped to. The product is kept in float32 where q and k are normalised before they turn: it
+    saves a rounding. Elsewhere it is of the weights' dtype.
     """
 
     layers: tuple[GQA, ...]
     norm: Norm
-    adjust: Adjust
-    product_dtype: torch.dtype | None
-    inverse_frequencies: tuple[torch.Tensor, ...] = field(compare=False)  # the layers', as the op takes them
+    qk_norm_eps: float | None
+    limit: float | None
+    rotations: tuple[Rotation, ...] = field(compare=False)  # the layers', as the op takes them
 
     def __call__(self, ops: Ops, layer: int, weights: Weights, x: torch.Tensor, positions: torch.Tensor) -> QKV:
-        attention, frequencies = self.layers[layer], self.inverse_frequencies[layer]
-        normed = self.norm(ops, x, weights.plain["attention_norm"])
-        bias = weights.plain.get("qkv_bias")
-        joined = ops.linear(normed, weights.matrix["qkv"], bias=bias, dtype=self.product_dtype)
-        heads = (attention.query_heads, attention.kv_heads, attention.kv_heads)
-        parts = torch.split(joined, [count * attention.head_dim for count in heads], dim=1)
-        flat = self.adjust(ops, weights, *(part.contiguous() for part in parts))
-        q, k, v = (y.view(-1, count, attention.head_dim) for y, count in zip(flat, heads, strict=True))
-        magnitude = attention.rope.magnitude
-        q = ops.rotary(q, positions, frequencies, magnitude)
-        k = ops.rotary(k, positions, frequencies, magnitude)
-        return q.to(normed.dtype), k.to(normed.dtype), v.to(normed.dtype)
+        attention, plain = self.layers[layer], weights.plain
+        normed = self.norm(ops, x, plain["attention_norm"])
+        joined = ops.linear(
+            normed,
+            weights.matrix["qkv"],
+            bias=plain.get("qkv_bias"),
+            dtype=normed.dtype if self.qk_norm_eps is None else torch.float32,
+        )
+        norm = None if self.qk_norm_eps is None else QKNorm(plain["q_norm"], plain["k_norm"], self.qk_norm_eps)
+        heads = (attention.query_heads, attention.kv_heads)
+        rotation = self.rotations[layer]
+        return ops.split_qkv(joined, heads, positions, rotation, norm=norm, limit=self.limit, dtype=normed.dtype)
 
 
 def project_qkv(
-    layers: Sequence[GQA], norm: Norm, adjust: Adjust = leave, product_dtype: torch.dtype | None = None
+    layers: Sequence[GQA], norm: Norm, *, qk_norm_eps: float | None = None, limit: float | None = None
 ) -> ProjectQKV:
     """The first half of layers with this attention."""
-    frequencies = tuple(torch.tensor(layer.rope.inverse_frequencies, dtype=torch.float32) for layer in layers)
-    return ProjectQKV(tuple(layers), norm, adjust, product_dtype, frequencies)
+    rotations = tuple(
+        Rotation(torch.tensor(layer.rope.inverse_frequencies, dtype=torch.float32), layer.rope.magnitude)
+        for layer in layers
+    )
+    return ProjectQKV(tuple(layers), norm, qk_norm_eps, limit, rotations)
 
 
 class FeedForward(Protocol):

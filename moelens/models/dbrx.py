@@ -6,7 +6,7 @@ import torch
 
 from moelens.errors import ConfigError
 from moelens.models.architecture import Architecture, Piece, TensorSpec
-from moelens.models.blocks import Clamp, FinishLayer, Head, LayerNorm, RoutedExperts, leave, look_up, project_qkv
+from moelens.models.blocks import FinishLayer, Head, LayerNorm, RoutedExperts, look_up, project_qkv
 from moelens.models.config import GQA, LayerConfig, ModelConfig, MoEFFN
 from moelens.models.raw_config import RawConfig
 from moelens.models.rope import read_rope
@@ -34,7 +34,7 @@ def build(raw: RawConfig, dtype: torch.dtype | None) -> Architecture:
         tied_embeddings=False,
         eos_token_ids=raw.integers("eos_token_id"),
     )
-    clip = leave if attention_section.value("clip_qkv") is None else Clamp(attention_section.positive("clip_qkv"))
+    limit = None if attention_section.value("clip_qkv") is None else attention_section.positive("clip_qkv")
     experts = RoutedExperts(Routing(ffn.active, norm=_read_normalisation(ffn_section)), _read_activation(ffn_section))
     norm = LayerNorm(_NORM_EPS)
     attention_section.check_all_read()
@@ -44,7 +44,7 @@ def build(raw: RawConfig, dtype: torch.dtype | None) -> Architecture:
         resident_tensors=resident(config, embedding="transformer.wte.weight", norm="transformer.norm_f.weight"),
         layer_tensors=tuple(_tensors(layer, config.hidden, attention, ffn) for layer in range(count)),
         embed=look_up,
-        before_attention=project_qkv([attention] * count, norm, clip),
+        before_attention=project_qkv([attention] * count, norm, limit=limit),
         after_attention=FinishLayer(norm, (experts,) * count),
         logits=Head(norm),
     )

@@ -2,31 +2,16 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
 import torch
 
-from moelens.models.architecture import Architecture, TensorSpec, Weights
-from moelens.models.blocks import QKV, Dense, FinishLayer, Head, RMSNorm, RoutedExperts, look_up, project_qkv
+from moelens.models.architecture import Architecture, TensorSpec
+from moelens.models.blocks import Dense, FinishLayer, Head, RMSNorm, RoutedExperts, look_up, project_qkv
 from moelens.models.config import DenseFFN, LayerConfig, MoEFFN
 from moelens.models.qwen import is_dense, qwen_moe_tensors, read_normalisation
 from moelens.models.raw_config import RawConfig
 from moelens.models.read import read_gqa, read_model, read_moe
 from moelens.models.tensors import attention_biases, dense_ffn, ignored, projections, resident, vector
-from moelens.ops.interface import Ops, Routing
-
-
-@dataclass(frozen=True)
-class NormHeads:
-    """RMS norm of every head of q and k, in float32 as they are."""
-
-    head_dim: int
-    norm: RMSNorm
-
-    def __call__(self, ops: Ops, weights: Weights, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> QKV:
-        normed_q = self.norm(ops, q.view(-1, self.head_dim), weights.plain["q_norm"].float())
-        normed_k = self.norm(ops, k.view(-1, self.head_dim), weights.plain["k_norm"].float())
-        return normed_q.view(q.shape), normed_k.view(k.shape), v
+from moelens.ops.interface import Routing
 
 
 def build(raw: RawConfig, dtype: torch.dtype | None) -> Architecture:
@@ -67,7 +52,7 @@ def build(raw: RawConfig, dtype: torch.dtype | None) -> Architecture:
         resident_tensors=resident(config),
         layer_tensors=tuple(tensors(layer) for layer in range(count)),
         embed=look_up,
-        before_attention=project_qkv([attention] * count, norm, NormHeads(attention.head_dim, norm), torch.float32),
+        before_attention=project_qkv([attention] * count, norm, qk_norm_eps=norm.eps),
         after_attention=FinishLayer(norm, tuple(Dense(activation) if one else sparse for one in dense)),
         logits=Head(norm),
         ignored=ignored(config),

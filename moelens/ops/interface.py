@@ -42,6 +42,25 @@ class Routing:
 
 
 @dataclass(frozen=True)
+class Rotation:
+    """The rotary embedding of one layer: inverse_frequencies [R/2] float32 in radians per position; `magnitude`
+    multiplies cosines and sines.
+    """
+
+    inverse_frequencies: torch.Tensor
+    magnitude: float
+
+
+@dataclass(frozen=True)
+class QKNorm:
+    """RMS norms of q and k with weights of one head's width [D], or over all heads [Q·D] and [K·D]."""
+
+    q: torch.Tensor
+    k: torch.Tensor
+    eps: float
+
+
+@dataclass(frozen=True)
 class Matrix:
     """A weight [rows, columns] of y = x Wᵀ, in the storage order of the ops that packed it."""
 
@@ -157,16 +176,22 @@ class Ops(Protocol):
         That is x's own or float32; None is the residual's, or without one x's own. A residual is of the same dtype.
         """
 
-    def rotary(
-        self, x: torch.Tensor, positions: torch.Tensor, inverse_frequencies: torch.Tensor, magnitude: float
-    ) -> torch.Tensor:
-        """x [T, heads, D], positions [T] int32, inverse_frequencies [R/2] float32 -> x, rotated.
+    def split_qkv(
+        self,
+        joined: torch.Tensor,
+        heads: tuple[int, int],
+        positions: torch.Tensor,
+        rotation: Rotation,
+        *,
+        norm: QKNorm | None = None,
+        limit: float | None = None,
+        dtype: torch.dtype,
+    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        """joined [T, (Q+2K)·D] of `dtype` or float32, heads (Q, K), positions [T] int32 -> q [T, Q, D], k, v [T, K, D].
 
-        The first R elements of each head turn (rotate-half: pairs i, i + R/2); angles and products in float32.
+        In this order, all in float32 and rounded once to `dtype`: `norm` of q and k; every element held to
+        [-limit, limit]; the first R elements of each head of q and k turned (rotate-half: pairs i, i + R/2).
         """
-
-    def clamp(self, x: torch.Tensor, limit: float) -> torch.Tensor:
-        """x with every element held to [-limit, limit]."""
 
     def scale(self, x: torch.Tensor, factor: float) -> torch.Tensor:
         """x * factor, rounded to x's dtype."""

@@ -16,6 +16,8 @@ from moelens.ops.interface import (
     ExpertMatrices,
     KVLayer,
     Matrix,
+    QKNorm,
+    Rotation,
     Routing,
     SamplingRows,
 )
@@ -137,17 +139,26 @@ class NativeOps:
         self._kernels.linear(x, weight.data, weight.rows, weight.columns, bias, residual, scale, out)
         return out
 
-    def rotary(
-        self, x: torch.Tensor, positions: torch.Tensor, inverse_frequencies: torch.Tensor, magnitude: float
-    ) -> torch.Tensor:
-        out = torch.empty_like(x)
-        self._kernels.rotary(x, positions, inverse_frequencies, magnitude, out)
-        return out
-
-    def clamp(self, x: torch.Tensor, limit: float) -> torch.Tensor:
-        out = torch.empty_like(x)
-        self._kernels.clamp(x, limit, out)
-        return out
+    def split_qkv(
+        self,
+        joined: torch.Tensor,
+        heads: tuple[int, int],
+        positions: torch.Tensor,
+        rotation: Rotation,
+        *,
+        norm: QKNorm | None = None,
+        limit: float | None = None,
+        dtype: torch.dtype,
+    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        rows, (query_heads, kv_heads) = joined.shape[0], heads
+        head_dim = joined.shape[1] // (query_heads + 2 * kv_heads)
+        q = torch.empty((rows, query_heads, head_dim), dtype=dtype)
+        k, v = (torch.empty((rows, kv_heads, head_dim), dtype=dtype) for _ in range(2))
+        q_norm, k_norm, eps = (norm.q, norm.k, norm.eps) if norm else (None, None, 0.0)
+        self._kernels.split_qkv(
+            joined, positions, rotation.inverse_frequencies, rotation.magnitude, q_norm, k_norm, eps, limit, q, k, v
+        )
+        return q, k, v
 
     def scale(self, x: torch.Tensor, factor: float) -> torch.Tensor:
         out = torch.empty_like(x)

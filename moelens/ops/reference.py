@@ -10,6 +10,8 @@ from moelens.ops.interface import (
     ExpertMatrices,
     KVLayer,
     Matrix,
+    QKNorm,
+    Rotation,
     Routing,
     SamplingRows,
     Scoring,
@@ -81,20 +83,27 @@ class ReferenceOps:
         y = _scaled_sum(residual, scale, y)
         return y.to(_result_dtype(x, residual, dtype))
 
-    def rotary(
-        self, x: torch.Tensor, positions: torch.Tensor, inverse_frequencies: torch.Tensor, magnitude: float
-    ) -> torch.Tensor:
-        half = inverse_frequencies.shape[0]
-        # The angles are float32 whatever x is: their rounding at far positions belongs to the definition.
-        angles = positions.float()[:, None, None] * inverse_frequencies.float()  # [T, 1, R/2]
-        wide = _widen(x)
-        cos = angles.to(wide.dtype).cos() * magnitude
-        sin = angles.to(wide.dtype).sin() * magnitude
-        first, second, rest = wide[..., :half], wide[..., half : 2 * half], wide[..., 2 * half :]
-        return torch.cat([first * cos - second * sin, second * cos + first * sin, rest], -1).to(x.dtype)
-
-    def clamp(self, x: torch.Tensor, limit: float) -> torch.Tensor:
-        return x.clamp(-limit, limit)
+    def split_qkv(
+        self,
+        joined: torch.Tensor,
+        heads: tuple[int, int],
+        positions: torch.Tensor,
+        rotation: Rotation,
+        *,
+        norm: QKNorm | None = None,
+        limit: float | None = None,
+        dtype: torch.dtype,
+    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        rows, (query_heads, kv_heads) = joined.shape[0], heads
+        head_dim = joined.shape[1] // (query_heads + 2 * kv_heads)
+        widths = [count * head_dim for count in (query_heads, kv_heads, kv_heads)]
+        q, k, v = torch.split(_widen(joined), widths, dim=1)
+        if norm is not None:
+            q, k = _norm_groups(q, norm.q, norm.eps), _norm_groups(k, norm.k, norm.eps)
+        if limit is not None:
+            q, k, v = (y.clamp(-limit, limit) for y in (q, k, v))
+        q, k, v = (y.reshape(rows, -1, head_dim) for y in (q, k, v))
+        return _rotate(q, positions, rotation).to(dtype), _rotate(k, positions, rotation).to(dtype), v.to(dtype)
 
     def scale(self, x: torch.Tensor, factor: float) -> torch.Tensor:
         return (_widen(x) * factor).to(x.dtype)
@@ -201,6 +210,23 @@ def _result_dtype(x: torch.Tensor, residual: torch.Tensor | None, dtype: torch.d
 def _norm_result(normed: torch.Tensor, x: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
     y = normed * weight.to(normed.dtype)
     return y if x.dtype == torch.float64 else y.to(weight.dtype)
+
+
+def _norm_groups(x: torch.Tensor, weight: torch.Tensor, eps: float) -> torch.Tensor:
+    """RMS norm of x [T, W] over as many elements at a time as weight has."""
+    groups = x.view(len(x), -1, weight.shape[0])
+    return (groups * torch.rsqrt(groups.square().mean(-1, keepdim=True) + eps) * weight.to(x.dtype)).flatten(1)
+
+
+def _rotate(x: torch.Tensor, positions: torch.Tensor, rotation: Rotation) -> torch.Tensor:
+    """x [T, heads, D] with the pairs i, i + R/2 of each head turned."""
+    half = rotation.inverse_frequencies.shape[0]
+    # The angles are float32 whatever x is: their rounding at far positions belongs to the definition.
+    angles = positions.float()[:, None, None] * rotation.inverse_frequencies.float()  # [T, 1, R/2]
+    cos = angles.to(x.dtype).cos() * rotation.magnitude
+    sin = angles.to(x.dtype).sin() * rotation.magnitude
+    first, second, rest = x[..., :half], x[..., half : 2 * half], x[..., 2 * half :]
+    return torch.cat([first * cos - second * sin, second * cos + first * sin, rest], -1)
 
 
 def _activate(x: torch.Tensor, activation: Activation) -> torch.Tensor:

@@ -11,8 +11,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from moelens import _cpu
-from moelens.ops.interface import Matrix, Routing, Scoring
+from moelens.ops.interface import Matrix, QKNorm, Rotation, Routing, Scoring
 from moelens.ops.native import NativeOps
+from moelens.ops.reference import ReferenceOps
 
 DTYPES = (torch.float32, torch.bfloat16)
 TOLERANCE = {torch.float32: 1e-6, torch.bfloat16: 4e-3}
@@ -74,54 +75,85 @@ def test_embed_copies_rows(isa: str, dtype: torch.dtype) -> None:
 
 
 @isas
-@dtypes
 @pytest.mark.parametrize(
-    ("rows", "heads", "head_dim", "pairs"), [(1, 1, 2, 1), (7, 3, 64, 32), (40, 2, 50, 19), (5, 2, 8, 0)]
+    ("joined_dtype", "dtype"),
+    [(torch.float32, torch.float32), (torch.float32, torch.bfloat16), (torch.bfloat16, torch.bfloat16)],
 )
-def test_rotary(isa: str, dtype: torch.dtype, rows: int, heads: int, head_dim: int, pairs: int) -> None:
-    x = torch.randn(rows, heads, head_dim).to(dtype)
+@pytest.mark.parametrize(
+    ("rows", "heads", "head_dim", "pairs"),
+    [(1, (1, 1), 2, 1), (7, (3, 1), 64, 32), (40, (2, 2), 50, 19), (5, (2, 1), 8, 0), (9, (4, 2), 128, 64)],
+)
+@pytest.mark.parametrize("norm", ["none", "head", "whole"])
+def test_split_qkv(
+    isa: str,
+    joined_dtype: torch.dtype,
+    dtype: torch.dtype,
+    rows: int,
+    heads: tuple[int, int],
+    head_dim: int,
+    pairs: int,
+    norm: str,
+) -> None:
+    joined = torch.randn(rows, (heads[0] + 2 * heads[1]) * head_dim).to(joined_dtype)
     positions = torch.randint(0, 200_000, (rows,), dtype=torch.int32)
-    frequencies = 10000.0 ** (-torch.arange(pairs) / max(1, pairs))
-    out = native_ops(isa, 2).rotary(x, positions, frequencies, 1.25)
-    angles = (positions.float()[:, None] * frequencies).double()[:, None]  # the angle itself is float32's
-    c, s = 1.25 * angles.cos(), 1.25 * angles.sin()
-    a, b, rest = x.double().split([pairs, pairs, head_dim - 2 * pairs], -1)
-    expected = torch.cat([a * c - b * s, b * c + a * s, rest], -1)
-    assert relative_error(out, expected) < TOLERANCE[dtype]
-    torch.testing.assert_close(out.double(), expected, atol=2e-6 if dtype == torch.float32 else 2e-2, rtol=1e-2)
+    rotation = Rotation(10000.0 ** (-torch.arange(pairs) / max(1, pairs)), 1.25)
+    widths = [head_dim * (1 if norm == "head" else count) for count in heads]
+    weights = [torch.rand(width).to(dtype) for width in widths]
+    given_norm = None if norm == "none" else QKNorm(*weights, 1e-5)
+    limit = None if norm == "head" else 1.5
+    out = native_ops(isa, 2).split_qkv(joined, heads, positions, rotation, norm=given_norm, limit=limit, dtype=dtype)
+    wide = ReferenceOps().split_qkv(
+        joined.double(), heads, positions, rotation, norm=given_norm, limit=limit, dtype=torch.float64
+    )
+    for found, expected, atol in zip(out, wide, (2e-6, 2e-6, 0.0), strict=True):
+        assert found.dtype == dtype and found.shape == expected.shape
+        assert relative_error(found, expected) < TOLERANCE[dtype]
+        atol = atol if dtype == torch.float32 else 2e-2
+        torch.testing.assert_close(found.double(), expected, atol=atol, rtol=1e-2)
 
 
 @isas
-def test_rotary_at_the_corners_of_a_turn(isa: str) -> None:
+def test_split_qkv_at_the_corners_of_a_turn(isa: str) -> None:
     positions = torch.arange(0, 3000, dtype=torch.int32)
-    x = torch.tensor([1.0, 0.0]).expand(3000, 1, 2).contiguous()
+    joined = torch.tensor([1.0, 0.0]).repeat(3000, 3)
     for frequency in (1.0, math.pi / 4, math.pi / 2, -1.0, 1e-30):
-        out = native_ops(isa, 1).rotary(x, positions, torch.tensor([frequency]), 1.0)
+        rotation = Rotation(torch.tensor([frequency]), 1.0)
+        q, k, v = native_ops(isa, 1).split_qkv(joined, (1, 1), positions, rotation, dtype=torch.float32)
         angles = (positions.float() * torch.tensor(frequency)).double()
         expected = torch.stack([angles.cos(), angles.sin()], -1)[:, None]
-        torch.testing.assert_close(out.double(), expected, atol=3e-7, rtol=0)
+        torch.testing.assert_close(q.double(), expected, atol=3e-7, rtol=0)
+        assert torch.equal(q, k) and torch.equal(v[:, 0], joined[:, 4:])
 
 
-def test_rotary_refuses_more_pairs_than_a_head_has() -> None:
-    ops = native_ops(_cpu.best_isa(), 1)
-    with pytest.raises(ValueError, match="rotary: inverse_frequencies must be at most D/2 = 2, found 3"):
-        ops.rotary(torch.zeros(1, 1, 4), torch.zeros(1, dtype=torch.int32), torch.ones(3), 1.0)
+@isas
+def test_split_qkv_keeps_nans(isa: str) -> None:
+    joined = torch.tensor([[float("nan"), float("inf"), -float("inf"), 0.5, 3.0, float("nan")]])
+    still, zero = Rotation(torch.empty(0), 1.0), torch.zeros(1, dtype=torch.int32)
+    out = native_ops(isa, 1).split_qkv(joined, (1, 1), zero, still, limit=2.0, dtype=torch.float32)
+    expected = torch.tensor([float("nan"), 2.0, -2.0, 0.5, 2.0, float("nan")])
+    torch.testing.assert_close(torch.cat(out, -1).flatten(), expected, equal_nan=True)
+
+
+def test_split_qkv_refuses_what_does_not_fit() -> None:
+    ops, zero, still = native_ops(_cpu.best_isa(), 1), torch.zeros(1, dtype=torch.int32), Rotation(torch.ones(3), 1.0)
+    with pytest.raises(ValueError, match="split_qkv: inverse_frequencies must be at most D/2 = 2, found 3"):
+        ops.split_qkv(torch.zeros(1, 12), (1, 1), zero, still, dtype=torch.float32)
+    turn = Rotation(torch.ones(2), 1.0)
+    with pytest.raises(ValueError, match=r"split_qkv: joined must have \(Q\+2K\)·D = 12 columns, found 13"):
+        ops.split_qkv(torch.zeros(1, 13), (1, 1), zero, turn, dtype=torch.float32)
+    norm = QKNorm(torch.ones(3), torch.ones(4), 1e-5)
+    with pytest.raises(ValueError, match="split_qkv: q_norm must have D = 4 elements or 1 times as many, found 3"):
+        ops.split_qkv(torch.zeros(1, 12), (1, 1), zero, turn, norm=norm, dtype=torch.float32)
+    with pytest.raises(ValueError, match="split_qkv: limit must be at least 0, found -1"):
+        ops.split_qkv(torch.zeros(1, 12), (1, 1), zero, turn, limit=-1.0, dtype=torch.float32)
 
 
 @isas
 @dtypes
 @pytest.mark.parametrize("shape", [(0, 5), (1, 1), (3, 7, 5), (9, 5000)])
-def test_clamp_and_scale(isa: str, dtype: torch.dtype, shape: tuple[int, ...]) -> None:
-    ops, x = native_ops(isa, 2), torch.randn(shape).to(dtype)
-    assert torch.equal(ops.clamp(x, 0.5), x.clamp(-0.5, 0.5))
-    assert torch.equal(ops.scale(x, 0.3), (x.float() * 0.3).to(dtype))
-
-
-@isas
-def test_clamp_keeps_nans(isa: str) -> None:
-    x = torch.tensor([float("nan"), float("inf"), -float("inf")])
-    expected = torch.tensor([float("nan"), 2.0, -2.0])
-    torch.testing.assert_close(native_ops(isa, 1).clamp(x, 2.0), expected, equal_nan=True)
+def test_scale(isa: str, dtype: torch.dtype, shape: tuple[int, ...]) -> None:
+    x = torch.randn(shape).to(dtype)
+    assert torch.equal(native_ops(isa, 2).scale(x, 0.3), (x.float() * 0.3).to(dtype))
 
 
 @isas
@@ -221,11 +253,13 @@ def test_a_row_is_the_same_bits_in_every_batch(isa: str, data: st.DataObject) ->
         return [
             ops.rms_norm(some, weight, 1e-6),
             ops.layer_norm(some, weight, 1e-6),
-            ops.rotary(
-                some[:, None],
+            *ops.split_qkv(
+                some.repeat(1, 3),
+                (1, 1),
                 positions[part].clone(),
-                torch.rand(width // 2, generator=torch.Generator().manual_seed(1)),
-                1.0,
+                Rotation(torch.rand(width // 2, generator=torch.Generator().manual_seed(1)), 1.0),
+                norm=QKNorm(weight, weight, 1e-6),
+                dtype=dtype,
             ),
             *ops.route(some.float(), Routing(min(width, 5), norm=1.0)),
         ]

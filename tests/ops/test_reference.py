@@ -15,6 +15,8 @@ from moelens.ops.interface import (
     KVLayer,
     Matrix,
     Ops,
+    QKNorm,
+    Rotation,
     Routing,
     SamplingRows,
     Scoring,
@@ -112,22 +114,39 @@ def test_a_float32_residual_makes_a_float32_result(random: torch.Generator) -> N
     torch.testing.assert_close(summed, residual + alone)
 
 
-def test_rotary_turns_pairs_and_leaves_the_rest(random: torch.Generator) -> None:
-    x = torch.randn(2, 3, 10, generator=random, dtype=torch.float64)
-    frequencies, positions, magnitude = torch.tensor([1.0, 0.1, 0.01]), int32(0, 1000), 1.25
-    turned = OPS.rotary(x, positions, frequencies, magnitude)
+def test_split_qkv_turns_pairs_and_leaves_the_rest(random: torch.Generator) -> None:
+    joined = torch.randn(2, 5 * 10, generator=random, dtype=torch.float64)  # 3 query heads, 1 key, 1 value of 10
+    rotation, positions = Rotation(torch.tensor([1.0, 0.1, 0.01]), 1.25), int32(0, 1000)
+    q, k, v = OPS.split_qkv(joined, (3, 1), positions, rotation, dtype=torch.float64)
+    x, turned = joined.view(2, 5, 10)[:, :4], torch.cat([q, k], 1)
     for row, position in enumerate(positions.tolist()):
-        for i, frequency in enumerate(frequencies.tolist()):
+        for i, frequency in enumerate(rotation.inverse_frequencies.tolist()):
             pair = torch.complex(x[row, :, i], x[row, :, i + 3])
             angle = float(torch.tensor(float(position)) * torch.tensor(frequency))
-            expected = pair * complex(math.cos(angle), math.sin(angle)) * magnitude
+            expected = pair * complex(math.cos(angle), math.sin(angle)) * rotation.magnitude
             torch.testing.assert_close(torch.complex(turned[row, :, i], turned[row, :, i + 3]), expected)
     assert torch.equal(turned[..., 6:], x[..., 6:])
+    assert torch.equal(v.flatten(1), joined[:, 40:])
 
 
-def test_clamp_scale_and_sigmoid_scores(random: torch.Generator) -> None:
+@pytest.mark.parametrize("heads_together", [False, True])
+def test_split_qkv_normalises_then_clips(random: torch.Generator, heads_together: bool) -> None:
+    joined = torch.randn(3, 4 * 6, generator=random)
+    weights = torch.rand(12 if heads_together else 6, generator=random), torch.rand(6, generator=random)
+    still = Rotation(torch.empty(0), 1.0)
+    norm = QKNorm(*weights, 1e-5)
+    q, k, v = OPS.split_qkv(joined, (2, 1), int32(0, 1, 2), still, norm=norm, limit=0.5, dtype=torch.float32)
+    groups = joined[:, :12].view(3, -1, weights[0].shape[0])
+    expected = torch.nn.functional.rms_norm(groups, (groups.shape[-1],), weights[0], 1e-5).clamp(-0.5, 0.5)
+    torch.testing.assert_close(q.flatten(1), expected.flatten(1))
+    torch.testing.assert_close(
+        k[:, 0], torch.nn.functional.rms_norm(joined[:, 12:18], (6,), weights[1], 1e-5).clamp(-0.5, 0.5)
+    )
+    assert torch.equal(v[:, 0], joined[:, 18:].clamp(-0.5, 0.5))
+
+
+def test_scale_and_sigmoid_scores(random: torch.Generator) -> None:
     x = torch.randn(4, 6, generator=random).bfloat16()
-    assert torch.equal(OPS.clamp(x, 0.5), x.float().clamp(-0.5, 0.5).bfloat16())
     assert torch.equal(OPS.scale(x, 0.3), (x.float() * 0.3).bfloat16())
     w = torch.randn(1, 6, generator=random).bfloat16()
     scores = OPS.sigmoid_scores(x, matrix(w))

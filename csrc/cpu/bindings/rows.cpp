@@ -1,7 +1,9 @@
 // Bindings of the row-wise ops.
 #include <pybind11/stl.h>
 
+#include <limits>
 #include <optional>
+#include <string>
 
 #include "bindings/kernels.h"
 
@@ -40,34 +42,55 @@ void embed(Kernels& self, py::handle table, py::handle token_ids, py::handle out
                                             static_cast<const int32_t*>(ids.data), result.data});
 }
 
-void rotary(Kernels& self, py::handle x, py::handle positions, py::handle inverse_frequencies, double magnitude,
-            py::handle out) {
-    Arguments arguments("rotary");
-    const TensorView heads = arguments.tensor("x", x, {"T", "heads", "D"}, kFloating);
+// The weights of a norm over one head or over all of them; None is no norm.
+NormWeight norm_weight(Arguments& arguments, const char* name, py::handle weight, int64_t heads, DType dtype) {
+    if (weight.is_none()) return {nullptr, 1};
+    const TensorView factors = arguments.tensor(name, weight, {name}, {dtype});
+    const int64_t width = factors.shape[0], head_dim = arguments["D"];
+    if (width != head_dim && width != heads * head_dim) {
+        arguments.reject(std::string(name) + " must have D = " + std::to_string(head_dim) + " elements or " +
+                         std::to_string(heads) + " times as many, found " + std::to_string(width));
+    }
+    return {factors.data, width};
+}
+
+void split_qkv(Kernels& self, py::handle joined, py::handle positions, py::handle inverse_frequencies, double magnitude,
+               py::handle q_norm, py::handle k_norm, double eps, std::optional<double> limit, py::handle q,
+               py::handle k, py::handle v) {
+    Arguments arguments("split_qkv");
+    const TensorView rows = arguments.tensor("joined", joined, {"T", "(Q+2K)·D"}, kFloating);
+    const TensorView query = rows.dtype == DType::kFloat32 ? arguments.tensor("q", q, {"T", "Q", "D"}, kFloating)
+                                                           : arguments.tensor("q", q, {"T", "Q", "D"}, {rows.dtype});
+    const TensorView key = arguments.tensor("k", k, {"T", "K", "D"}, {query.dtype});
+    const TensorView value = arguments.like("v", v, key);
+    const int64_t width = (arguments["Q"] + 2 * arguments["K"]) * arguments["D"];
+    if (arguments["(Q+2K)·D"] != width) {
+        arguments.reject("joined must have (Q+2K)·D = " + std::to_string(width) + " columns, found " +
+                         std::to_string(arguments["(Q+2K)·D"]));
+    }
     const TensorView places = arguments.tensor("positions", positions, {"T"}, {DType::kInt32});
     const TensorView frequencies =
         arguments.tensor("inverse_frequencies", inverse_frequencies, {"R/2"}, {DType::kFloat32});
-    const TensorView result = arguments.like("out", out, heads);
     if (2 * arguments["R/2"] > arguments["D"]) {
         arguments.reject("inverse_frequencies must be at most D/2 = " + std::to_string(arguments["D"] / 2) +
                          ", found " + std::to_string(arguments["R/2"]));
     }
-    self.call(self.table().rotary,
-              RotaryArgs{element_of(heads), arguments["T"], arguments["heads"], arguments["D"], arguments["R/2"],
-                         heads.data, static_cast<const int32_t*>(places.data),
-                         static_cast<const float*>(frequencies.data), result.data, static_cast<float>(magnitude)});
+    if (limit && !(*limit >= 0)) arguments.reject("limit must be at least 0, found " + std::to_string(*limit));
+    const NormWeight q_weight = norm_weight(arguments, "q_norm", q_norm, arguments["Q"], query.dtype);
+    const NormWeight k_weight = norm_weight(arguments, "k_norm", k_norm, arguments["K"], query.dtype);
+    self.call(self.table().split_qkv,
+              SplitQkvArgs{element_of(rows), element_of(query), arguments["T"], arguments["Q"], arguments["K"],
+                           arguments["D"], arguments["R/2"], rows.data, static_cast<const int32_t*>(places.data),
+                           static_cast<const float*>(frequencies.data), static_cast<float>(magnitude), q_weight,
+                           k_weight, static_cast<float>(eps),
+                           limit ? static_cast<float>(*limit) : std::numeric_limits<float>::infinity(), query.data,
+                           key.data, value.data});
 }
 
 ElementwiseArgs elementwise_args(Arguments& arguments, py::handle x, double parameter, py::handle out) {
     const TensorView input = arguments.any_shape("x", x, kFloating);
     const TensorView result = arguments.like("out", out, input);
     return {element_of(input), input.count(), input.data, result.data, static_cast<float>(parameter)};
-}
-
-void clamp(Kernels& self, py::handle x, double limit, py::handle out) {
-    Arguments arguments("clamp");
-    if (!(limit >= 0)) arguments.reject("limit must be at least 0, found " + std::to_string(limit));
-    self.call(self.table().clamp, elementwise_args(arguments, x, limit, out));
 }
 
 void scale(Kernels& self, py::handle x, double factor, py::handle out) {
@@ -105,9 +128,9 @@ void bind_rows(KernelsClass& kernels) {
     kernels.def("rms_norm", rms_norm, py::arg("x"), py::arg("weight"), py::arg("eps"), py::arg("out"))
         .def("layer_norm", layer_norm, py::arg("x"), py::arg("weight"), py::arg("eps"), py::arg("out"))
         .def("embed", embed, py::arg("table"), py::arg("token_ids"), py::arg("out"))
-        .def("rotary", rotary, py::arg("x"), py::arg("positions"), py::arg("inverse_frequencies"), py::arg("magnitude"),
-             py::arg("out"))
-        .def("clamp", clamp, py::arg("x"), py::arg("limit"), py::arg("out"))
+        .def("split_qkv", split_qkv, py::arg("joined"), py::arg("positions"), py::arg("inverse_frequencies"),
+             py::arg("magnitude"), py::arg("q_norm"), py::arg("k_norm"), py::arg("eps"), py::arg("limit"), py::arg("q"),
+             py::arg("k"), py::arg("v"))
         .def("scale", scale, py::arg("x"), py::arg("factor"), py::arg("out"))
         .def("route", route, py::arg("logits"), py::arg("scoring"), py::arg("norm"), py::arg("ids"),
              py::arg("weights"));

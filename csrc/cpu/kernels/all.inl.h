@@ -4,7 +4,7 @@
 #include "kernels/math.inl.h"
 #include "kernels/norm.inl.h"
 #include "kernels/embed.inl.h"
-#include "kernels/rotary.inl.h"
+#include "kernels/split_qkv.inl.h"
 #include "kernels/elementwise.inl.h"
 #include "kernels/route.inl.h"
 #include "kernels/tile.inl.h"
@@ -32,8 +32,7 @@ constexpr KernelTable kTable = {
     rms_norm,
     layer_norm,
     embed,
-    rotary,
-    clamp,
+    split_qkv,
     scale,
     sigmoid,
     route,

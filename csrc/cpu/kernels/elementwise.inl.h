@@ -1,4 +1,4 @@
-// clamp, scale and sigmoid: one element at a time.
+// scale and sigmoid: one element at a time.
 
 template <class T, class F>
 void map_elements(const Context& context, const ElementwiseArgs& args, const F& f) {
@@ -15,12 +15,6 @@ void map_elements(const Context& context, const ElementwiseArgs& args, const F& 
 template <class F>
 void map_typed(const Context& context, const ElementwiseArgs& args, const F& f) {
     args.element == Element::kBFloat16 ? map_elements<Bf16>(context, args, f) : map_elements<float>(context, args, f);
-}
-
-void clamp(const Context& context, const ElementwiseArgs& args) {
-    const F32 limit = splat(args.parameter), lowest = splat(-args.parameter);
-    // In this order of operands a NaN stays one.
-    map_typed(context, args, [&](F32 x) { return max(lowest, min(limit, x)); });
 }
 
 void scale(const Context& context, const ElementwiseArgs& args) {
