@@ -9,7 +9,9 @@ from dataclasses import dataclass, field
 
 import torch
 
+from moelens.cost.workload import StepShape
 from moelens.machine.machine import Machine
+from moelens.memory.device import DeviceMemory, SharedMemory
 from moelens.memory.kv_cache import KVCache
 from moelens.memory.weights import WeightStore
 from moelens.models.architecture import Architecture
@@ -86,7 +88,9 @@ class Engine:
         machine: Machine,
         plan: Plan,
         stopping: Stopping,
+        device: DeviceMemory | None = None,
     ) -> None:
+        """`ops` are the host's; `device` is None where host and device share one memory."""
         self.config = architecture.config
         self.plan = plan
         self.totals = EngineTotals()
@@ -96,6 +100,7 @@ class Engine:
         self._weights = weights
         self._ops = ops
         self._cache = KVCache(self.config, ops, blocks=plan.kv_blocks, block_tokens=plan.block_tokens)
+        self._device = device or SharedMemory(weights, ops, len(self.config.layers))
         self._executor = Executor(machine)
         self._sampler = Sampler(ops, vocab=self.config.vocab, eos_token_ids=stopping.eos_token_ids)
         self._stopping = stopping
@@ -153,9 +158,13 @@ class Engine:
         def use_logits(logits: torch.Tensor, rows: Sequence[LogitRow]) -> None:
             self._pick(logits, rows, picked)
 
-        actions = Actions(step.parts, self._architecture, self._weights, self._cache, self._ops, use_logits)
-        tasks = step_tasks([batch.shape for batch in step.parts], len(self.config.layers), self.plan)
-        return picked, self._executor.run(tasks, actions)
+        actions = Actions(step.parts, self._architecture, self._device, self._cache, self._ops, use_logits)
+        shapes = [batch.shape for batch in step.parts]
+        tasks = step_tasks(shapes, self._device.begin_step(sum(shapes, StepShape())), self.plan)
+        try:
+            return picked, self._executor.run(tasks, actions)
+        finally:
+            actions.release()
 
     def _pick(self, logits: torch.Tensor, rows: Sequence[LogitRow], picked: dict[int, int]) -> None:
         for index, row in enumerate(rows):

@@ -13,6 +13,7 @@ from moelens.cost.workload import StepShape
 from moelens.models.config import LayerConfig, ModelConfig, MoEFFN
 from moelens.pipeline.task import Stage
 
+ID_BYTES = 4  # an int32: of a token, a position, an expert
 RESIDUAL_BYTES = 4  # an element of the residual stream and of logits, float32 whatever the model's dtype
 
 
@@ -74,15 +75,23 @@ EVEN = RoutingLoad()
 
 def stage_work(stage: Stage, config: ModelConfig, layer: int, shape: StepShape, routing: RoutingLoad = EVEN) -> Work:
     """What `stage` does in `layer` for rows of `shape`; a LOAD is that of the whole layer, in all its chunks."""
-    if stage is Stage.LOGITS:
-        return head_work(config, shape.logit_rows)
     of = config.layers[layer]
+    if stage in _OF_TOKENS:
+        return _tokens(stage, config, shape)
     if stage is Stage.LOAD:
         return Work(weight_bytes=layer_weight_bytes(config, layer))
     if stage is Stage.BEFORE_ATTENTION:
         return _before_attention(config, of, shape.tokens)
     if stage is Stage.AFTER_ATTENTION:
-        return _after_attention(config, of, shape.tokens, routing)
+        return _route(config, of, shape.tokens) + _experts(config, of, shape.tokens, routing)
+    if stage is Stage.ROUTE:
+        return _route(config, of, shape.tokens)
+    if stage is Stage.EXPERTS:
+        return _experts(config, of, shape.tokens, routing)
+    if stage is Stage.LOAD_EXPERTS:
+        return Work(weight_bytes=_expert_elements(config, of, shape.tokens, routing) * config.dtype.itemsize)
+    if stage is Stage.OFFLOAD_ROUTES:
+        return Work(activation_bytes=shape.tokens * (of.ffn.active if isinstance(of.ffn, MoEFFN) else 1) * ID_BYTES)
     return _attention(stage, config, of, shape)
 
 
@@ -124,42 +133,71 @@ def _before_attention(config: ModelConfig, layer: LayerConfig, tokens: int) -> W
     return Work(2.0 * tokens * hidden * columns, weight_bytes=hidden * columns * item, activation_bytes=moved)
 
 
-def _after_attention(config: ModelConfig, layer: LayerConfig, tokens: int, routing: RoutingLoad) -> Work:
-    """Output projection 2·T·Q·D·H, router 2·T·H·E, experts 6·T·A·H·I and the shared one 6·T·H·I_shared."""
-    item, hidden, ffn = config.dtype.itemsize, config.hidden, layer.ffn
+def _route(config: ModelConfig, layer: LayerConfig, tokens: int) -> Work:
+    """Output projection, 2·T·Q·D·H, norm and router, 2·T·H·E."""
+    item, hidden = config.dtype.itemsize, config.hidden
     q, _ = _widths(layer)
     if not tokens:
         return Work()
-    elements, flops = float(q * hidden), 2.0 * tokens * q * hidden
+    columns = q + (layer.ffn.experts if isinstance(layer.ffn, MoEFFN) else 0)
+    moved = tokens * (q * item + hidden * (2 * RESIDUAL_BYTES + item))
+    return Work(2.0 * tokens * hidden * columns, weight_bytes=hidden * columns * item, activation_bytes=moved)
+
+
+def _experts(config: ModelConfig, layer: LayerConfig, tokens: int, routing: RoutingLoad) -> Work:
+    """Routed experts, 6·T·A·H·I, and the shared one, 6·T·H·I_shared; or the dense block."""
+    item, hidden, ffn = config.dtype.itemsize, config.hidden, layer.ffn
+    if not tokens:
+        return Work()
+    elements = _expert_elements(config, layer, tokens, routing)
+    inner = ffn.width
     if isinstance(ffn, MoEFFN):
-        elements += hidden * ffn.experts + 3 * hidden * (routing.touched(ffn, tokens) * ffn.width + ffn.shared_width)
+        elements += 3 * hidden * ffn.shared_width
         inner = ffn.active * ffn.width + ffn.shared_width
-        flops += 2.0 * tokens * hidden * ffn.experts
-    else:
-        elements += 3 * hidden * ffn.width
-        inner = ffn.width
-    flops += 6.0 * tokens * hidden * inner
-    moved = tokens * (q * item + hidden * (4 * RESIDUAL_BYTES + 2 * item) + 2 * inner * item)
-    return Work(flops, weight_bytes=elements * item, activation_bytes=moved)
+    moved = tokens * (hidden * (2 * RESIDUAL_BYTES + item) + 2 * inner * item)
+    return Work(6.0 * tokens * hidden * inner, weight_bytes=elements * item, activation_bytes=moved)
+
+
+def _expert_elements(config: ModelConfig, layer: LayerConfig, tokens: int, routing: RoutingLoad) -> float:
+    """Elements of the routed experts that the rows go to, or of the dense block."""
+    ffn = layer.ffn
+    touched = routing.touched(ffn, tokens) if isinstance(ffn, MoEFFN) else 1.0
+    return 3.0 * config.hidden * touched * ffn.width
 
 
 def _attention(stage: Stage, config: ModelConfig, layer: LayerConfig, shape: StepShape) -> Work:
     item, attention = config.dtype.itemsize, layer.attention
     q, kv = _widths(layer)
     if stage is Stage.OFFLOAD:  # k and v of every row, q of those that the host attends for
-        return Work(activation_bytes=(shape.tokens * 2 * kv + shape.decode_tokens * q) * item)
+        return Work(activation_bytes=(shape.tokens * 2 * kv + shape.hosted_tokens * q) * item)
     if stage is Stage.UPLOAD:
-        return Work(activation_bytes=shape.decode_tokens * q * item)
+        return Work(activation_bytes=shape.hosted_tokens * q * item)
     if stage is Stage.STORE_KV:
         return Work(kv_bytes=shape.tokens * 2 * kv * item, activation_bytes=shape.tokens * 2 * kv * item)
     if stage is Stage.ATTEND_DECODES:  # Eq 6: 4·Q·D operations over 2·K·D elements, so Q/K of them per bfloat16 byte
         keys = _seen(shape.decode_context, shape.decode_tokens, attention.window)
         moved = shape.decode_tokens * 2 * q * item
         return Work(4.0 * keys * q, kv_bytes=keys * 2 * kv * item, activation_bytes=moved)
-    assert stage is Stage.ATTEND_PREFILLS
-    pairs = _seen(shape.prefill_pairs, shape.prefill_tokens, attention.window)
-    moved = shape.prefill_tokens * 2 * q * item
-    return Work(4.0 * pairs * q, kv_bytes=shape.prefill_tokens * 2 * kv * item, activation_bytes=moved)
+    tokens, positions = shape.resumed_tokens, shape.resumed_pairs
+    if stage is Stage.ATTEND_PREFILLS:  # those that no earlier step has begun
+        tokens, positions = shape.prefill_tokens - tokens, shape.prefill_pairs - positions
+    else:
+        assert stage is Stage.ATTEND_RESUMED
+    keys = positions / tokens if tokens else 0.0  # once for all rows of a request, so about as many as a row sees
+    pairs = _seen(positions, tokens, attention.window)
+    return Work(4.0 * pairs * q, kv_bytes=max(tokens, keys) * 2 * kv * item, activation_bytes=tokens * 2 * q * item)
+
+
+def _tokens(stage: Stage, config: ModelConfig, shape: StepShape) -> Work:
+    """What has to do with token ids and logits."""
+    if stage is Stage.INPUT:
+        return Work(activation_bytes=shape.tokens * 2 * ID_BYTES)
+    if stage is Stage.LOGITS:
+        return head_work(config, shape.logit_rows)
+    return Work(activation_bytes=shape.logit_rows * config.vocab * RESIDUAL_BYTES)
+
+
+_OF_TOKENS = (Stage.INPUT, Stage.LOGITS, Stage.OFFLOAD_LOGITS, Stage.SAMPLE)
 
 
 def _seen(positions: int, rows: int, window: int | None) -> float:

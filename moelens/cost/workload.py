@@ -16,7 +16,7 @@ class StepShape:
 
     `decode_context` is the sum over decode rows of the keys each one sees; `prefill_pairs` the number of (row, key)
     pairs of the prefill rows. Neither knows of sliding windows: they are counts of positions. `logit_rows` rows give
-    logits.
+    logits. Of the prefill rows and pairs, `resumed_*` belong to prompts of which earlier steps have cached a beginning.
     """
 
     decode_tokens: int = 0
@@ -24,6 +24,8 @@ class StepShape:
     prefill_tokens: int = 0
     prefill_pairs: int = 0
     logit_rows: int = 0
+    resumed_tokens: int = 0
+    resumed_pairs: int = 0
 
     def __add__(self, other: StepShape) -> StepShape:
         return StepShape(
@@ -32,11 +34,18 @@ class StepShape:
             self.prefill_tokens + other.prefill_tokens,
             self.prefill_pairs + other.prefill_pairs,
             self.logit_rows + other.logit_rows,
+            self.resumed_tokens + other.resumed_tokens,
+            self.resumed_pairs + other.resumed_pairs,
         )
 
     @property
     def tokens(self) -> int:
         return self.decode_tokens + self.prefill_tokens
+
+    @property
+    def hosted_tokens(self) -> int:
+        """Rows that see cached keys, so that the host attends for them."""
+        return self.decode_tokens + self.resumed_tokens
 
 
 @dataclass(frozen=True)

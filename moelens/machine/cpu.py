@@ -2,14 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
 
-from moelens.machine.machine import Done
-from moelens.pipeline.task import Resource
+from moelens.machine.machine import Act, Done
+from moelens.pipeline.task import Resource, Task
 
 
+@dataclass(frozen=True)
 class Finished:
     """The completion of a task that has run already."""
+
+    start_seconds: float
+    end_seconds: float
+    moved_bytes: int
 
     def wait(self) -> None:
         """Nothing to wait for."""
@@ -18,10 +25,11 @@ class Finished:
 class InlineLane:
     """Runs a task as it is submitted: whatever it has to come after has run before."""
 
-    def submit(self, act: Callable[[], None], after: Sequence[Done]) -> Done:
+    def submit(self, task: Task, act: Act, after: Sequence[Done]) -> Done:
         """Run `act` now; raises what it raises."""
-        act()
-        return Finished()
+        start = time.perf_counter()
+        moved_bytes = act()
+        return Finished(start, time.perf_counter(), moved_bytes)
 
 
 class CpuMachine:

@@ -5,21 +5,35 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import Protocol
 
-from moelens.pipeline.task import Resource
+from moelens.pipeline.task import Resource, Task
+
+Act = Callable[[], int]  # does a task's work; returns the bytes that it moved between host and device
 
 
 class Done(Protocol):
-    """The completion of a submitted task."""
+    """The completion of a submitted task. Times are seconds of the machine's clock, known once it is done."""
+
+    @property
+    def start_seconds(self) -> float: ...
+
+    @property
+    def end_seconds(self) -> float: ...
+
+    @property
+    def moved_bytes(self) -> int: ...
 
     def wait(self) -> None:
-        """Return when the task is done; raises what it raised."""
+        """Return when the task is done; raises what it raised, or what a task that it comes after raised."""
 
 
 class Lane(Protocol):
     """The first-in first-out queue of one resource."""
 
-    def submit(self, act: Callable[[], None], after: Sequence[Done]) -> Done:
-        """Run `act` when all earlier submissions to this lane and everything in `after` are done."""
+    def submit(self, task: Task, act: Act, after: Sequence[Done]) -> Done:
+        """Run `act` when all earlier submissions to this lane and everything in `after` are done.
+
+        It is not run when one of `after` failed. A lane that runs tasks as they come may raise what the task raises.
+        """
 
 
 class Machine(Protocol):

@@ -79,12 +79,34 @@ class BeforeAttention(Protocol):
     ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]: ...
 
 
+@dataclass(frozen=True)
+class Routed:
+    """Rows between a layer's router and its experts.
+
+    x [T, H] is the residual stream, normed [T, H] what the feed-forward block takes, ids [T, A] int32 and scores [T, A]
+    float32 the router's choice; both None in a layer without a router.
+    """
+
+    x: torch.Tensor
+    normed: torch.Tensor
+    ids: torch.Tensor | None
+    scores: torch.Tensor | None
+
+
 class AfterAttention(Protocol):
-    """Output projection and feed-forward of layer `layer`: x [T, H], attended [T, Q, D] -> x [T, H]."""
+    """Output projection and feed-forward of layer `layer`: x [T, H], attended [T, Q, D] -> x [T, H].
+
+    It is `experts` of `route`, which may be done one after the other, so that in between weights are brought of only
+    those experts that `route` has chosen.
+    """
 
     def __call__(
         self, ops: Ops, layer: int, weights: Weights, x: torch.Tensor, attended: torch.Tensor
     ) -> torch.Tensor: ...
+
+    def route(self, ops: Ops, layer: int, weights: Weights, x: torch.Tensor, attended: torch.Tensor) -> Routed: ...
+
+    def experts(self, ops: Ops, layer: int, weights: Weights, routed: Routed) -> torch.Tensor: ...
 
 
 class Embed(Protocol):

@@ -12,7 +12,7 @@ from typing import Protocol
 
 import torch
 
-from moelens.models.architecture import Weights
+from moelens.models.architecture import Routed, Weights
 from moelens.models.config import GQA
 from moelens.ops.interface import Activation, Ops, QKNorm, Rotation, Routing
 
@@ -39,6 +39,7 @@ class LayerNorm:
         return ops.layer_norm(x, weight, self.eps)
 
 
+Choice = tuple[torch.Tensor, torch.Tensor]  # ids and scores [T, A] of a router
 QKV = tuple[torch.Tensor, torch.Tensor, torch.Tensor]
 
 
@@ -84,9 +85,13 @@ def project_qkv(
 
 
 class FeedForward(Protocol):
-    """normed [T, H], residual [T, H] -> residual + what the block makes of normed, [T, H]."""
+    """`choose` takes normed [T, H] to the router's ids and scores [T, A] (None: there is no router); the call takes
+    these, normed and residual [T, H] to residual + what the block makes of normed, [T, H].
+    """
 
-    def __call__(self, ops: Ops, weights: Weights, normed: torch.Tensor, residual: torch.Tensor) -> torch.Tensor: ...
+    def choose(self, ops: Ops, weights: Weights, normed: torch.Tensor) -> Choice | None: ...
+
+    def __call__(self, ops: Ops, weights: Weights, routed: Routed) -> torch.Tensor: ...
 
 
 @dataclass(frozen=True)
@@ -97,11 +102,15 @@ class RoutedExperts:
     activation: Activation
     scale: float = 1.0
 
-    def __call__(self, ops: Ops, weights: Weights, normed: torch.Tensor, residual: torch.Tensor) -> torch.Tensor:
-        logits = ops.linear(normed, weights.matrix["router"], dtype=torch.float32)
-        ids, scores = ops.route(logits, self.routing)
+    def choose(self, ops: Ops, weights: Weights, normed: torch.Tensor) -> Choice:
+        return ops.route(ops.linear(normed, weights.matrix["router"], dtype=torch.float32), self.routing)
+
+    def __call__(self, ops: Ops, weights: Weights, routed: Routed) -> torch.Tensor:
         experts = weights.experts["experts"]
-        return ops.experts(normed, experts, ids, scores, self.activation, residual=residual, scale=self.scale)
+        assert routed.ids is not None and routed.scores is not None
+        return ops.experts(
+            *(routed.normed, experts, routed.ids, routed.scores, self.activation), residual=routed.x, scale=self.scale
+        )
 
 
 @dataclass(frozen=True)
@@ -110,10 +119,13 @@ class Dense:
 
     activation: Activation
 
-    def __call__(self, ops: Ops, weights: Weights, normed: torch.Tensor, residual: torch.Tensor) -> torch.Tensor:
+    def choose(self, ops: Ops, weights: Weights, normed: torch.Tensor) -> None:
+        return None
+
+    def __call__(self, ops: Ops, weights: Weights, routed: Routed) -> torch.Tensor:
+        normed, dense = routed.normed, weights.experts["dense"]
         everyone = normed.new_ones(len(normed), 1, dtype=torch.float32)
-        ids = first_expert(normed)
-        return ops.experts(normed, weights.experts["dense"], ids, everyone, self.activation, residual=residual)
+        return ops.experts(normed, dense, first_expert(normed), everyone, self.activation, residual=routed.x)
 
 
 def first_expert(x: torch.Tensor) -> torch.Tensor:
@@ -130,10 +142,17 @@ class FinishLayer:
     scale: float = 1.0
 
     def __call__(self, ops: Ops, layer: int, weights: Weights, x: torch.Tensor, attended: torch.Tensor) -> torch.Tensor:
+        return self.experts(ops, layer, weights, self.route(ops, layer, weights, x, attended))
+
+    def route(self, ops: Ops, layer: int, weights: Weights, x: torch.Tensor, attended: torch.Tensor) -> Routed:
         output, bias = weights.matrix["output"], weights.plain.get("output_bias")
         x = ops.linear(attended.flatten(1), output, bias=bias, residual=x, scale=self.scale)
         normed = self.norm(ops, x, weights.plain["ffn_norm"])
-        return self.layers[layer](ops, weights, normed, x)
+        ids, scores = self.layers[layer].choose(ops, weights, normed) or (None, None)
+        return Routed(x, normed, ids, scores)
+
+    def experts(self, ops: Ops, layer: int, weights: Weights, routed: Routed) -> torch.Tensor:
+        return self.layers[layer](ops, weights, routed)
 
 
 def look_up(ops: Ops, weights: Weights, token_ids: torch.Tensor) -> torch.Tensor:

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 
-from moelens.models.architecture import Architecture, TensorSpec, Weights
+from moelens.models.architecture import Architecture, Routed, TensorSpec, Weights
 from moelens.models.blocks import (
+    Choice,
     Dense,
     FinishLayer,
     Head,
@@ -31,11 +32,14 @@ class SharedAndRouted:
 
     routed: RoutedExperts
 
-    def __call__(self, ops: Ops, weights: Weights, normed: torch.Tensor, residual: torch.Tensor) -> torch.Tensor:
+    def choose(self, ops: Ops, weights: Weights, normed: torch.Tensor) -> Choice:
+        return self.routed.choose(ops, weights, normed)
+
+    def __call__(self, ops: Ops, weights: Weights, routed: Routed) -> torch.Tensor:
+        normed, shared = routed.normed, weights.experts["shared"]
         gate = ops.sigmoid_scores(normed, weights.matrix["shared_gate"])
-        shared, activation = weights.experts["shared"], self.routed.activation
-        x = ops.experts(normed, shared, first_expert(normed), gate, activation, residual=residual)
-        return self.routed(ops, weights, normed, x)
+        x = ops.experts(normed, shared, first_expert(normed), gate, self.routed.activation, residual=routed.x)
+        return self.routed(ops, weights, replace(routed, x=x))
 
 
 def build(raw: RawConfig, dtype: torch.dtype | None) -> Architecture:

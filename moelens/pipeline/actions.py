@@ -1,4 +1,4 @@
-"""What each task of a step does, on tensors."""
+"""What each task of a step does, on tensors; the same on every machine."""
 
 from __future__ import annotations
 
@@ -7,9 +7,9 @@ from collections.abc import Callable, Sequence
 import torch
 
 from moelens.cost.footprint import LOGIT_ROWS
+from moelens.memory.device import DeviceMemory, Place
 from moelens.memory.kv_cache import KVCache
-from moelens.memory.weights import WeightStore
-from moelens.models.architecture import Architecture, Weights
+from moelens.models.architecture import Architecture, Routed
 from moelens.ops.interface import Ops
 from moelens.pipeline.task import Stage, Task
 from moelens.schedule.batch import Batch, LogitRow, select_rows
@@ -18,91 +18,201 @@ UseLogits = Callable[[torch.Tensor, Sequence[LogitRow]], None]
 
 
 class PartState:
-    """One part's tensors between its tasks: x [T, H], q and attended [T, Q, D], k and v [T, K, D]."""
+    """One part's tensors between its tasks.
 
-    def __init__(self, batch: Batch) -> None:
+    On the device: token_ids and positions [T], x [T, H], q [T, Q, D], k and v [T, K, D], routed, and attended [·, Q, D]
+    by where the rows were attended for. On the host: the same names with host_, of the rows that it attends for.
+    """
+
+    def __init__(self, index: int, batch: Batch) -> None:
+        self.index = index
         self.batch = batch
+        self.token_ids: torch.Tensor
+        self.positions: torch.Tensor
         self.x: torch.Tensor
         self.q: torch.Tensor
         self.k: torch.Tensor
         self.v: torch.Tensor
-        self.attended: list[torch.Tensor] = []
+        self.host_q: torch.Tensor
+        self.host_k: torch.Tensor
+        self.host_v: torch.Tensor
+        self.host_attended: list[torch.Tensor] = []
+        self.uploaded: list[torch.Tensor] = []
+        self.prefilled: list[torch.Tensor] = []
+        self.routed: Routed
+        self.host_ids: torch.Tensor
+        self.logits: dict[int, torch.Tensor] = {}
+        self.host_logits: dict[int, torch.Tensor] = {}
+
+    @property
+    def hosted_chunks(self) -> int:
+        """Chunks whose rows see cached keys; they come first."""
+        return self.batch.decodes + self.batch.resumed
 
 
 class Actions:
-    """The tasks of one step on a machine whose host and device share one memory.
+    """The tasks of one step; called with a task, does it and returns the bytes that it moved to or from the device.
 
-    `use_logits` is called with logits [R, V] float32 and the rows they belong to, at most LOGIT_ROWS at a time.
+    `ops` are the host's. `use_logits` is called with logits [R, V] float32 on the host and the rows they belong to, at
+    most LOGIT_ROWS at a time.
     """
 
     def __init__(
         self,
         parts: Sequence[Batch],
         architecture: Architecture,
-        weights: WeightStore,
+        device: DeviceMemory,
         cache: KVCache,
         ops: Ops,
         use_logits: UseLogits,
     ) -> None:
-        self._parts = [PartState(batch) for batch in parts]
+        self._parts = [PartState(index, batch) for index, batch in enumerate(parts)]
         self._architecture = architecture
-        self._weights = weights
+        self._device = device
         self._cache = cache
         self._ops = ops
         self._use_logits = use_logits
-        self._loaded: dict[int, Weights] = {}
-        self._acts: dict[Stage, Callable[[int, PartState], None]] = {
-            Stage.LOAD: self._load,
+        self._acts: dict[Stage, Callable[[Task, PartState], int | None]] = {
+            Stage.INPUT: self._input,
             Stage.BEFORE_ATTENTION: self._before_attention,
-            Stage.OFFLOAD: self._share,
+            Stage.OFFLOAD: self._offload,
             Stage.STORE_KV: self._store_kv,
-            Stage.ATTEND_DECODES: self._attend_decodes,
             Stage.ATTEND_PREFILLS: self._attend_prefills,
-            Stage.UPLOAD: self._share,
+            Stage.ATTEND_DECODES: self._attend_decodes,
+            Stage.ATTEND_RESUMED: self._attend_resumed,
+            Stage.UPLOAD: self._upload,
             Stage.AFTER_ATTENTION: self._after_attention,
+            Stage.ROUTE: self._route,
+            Stage.OFFLOAD_ROUTES: self._offload_routes,
+            Stage.LOAD_EXPERTS: self._load_experts,
+            Stage.EXPERTS: self._experts,
             Stage.LOGITS: self._logits,
+            Stage.OFFLOAD_LOGITS: self._offload_logits,
+            Stage.SAMPLE: self._sample,
         }
 
-    def __call__(self, task: Task) -> None:
-        self._acts[task.stage](task.layer, self._parts[task.part])
+    def __call__(self, task: Task) -> int:
+        if task.stage is Stage.LOAD:
+            return self._device.load(task.layer, task.chunk)
+        return self._acts[task.stage](task, self._parts[task.part]) or 0
 
-    def _load(self, layer: int, part: PartState) -> None:
-        self._loaded[layer] = self._weights.layer(layer)
+    def release(self) -> None:
+        """Let go of the step's tensors; carried tasks may still run."""
+        self._parts.clear()
 
-    def _share(self, layer: int, part: PartState) -> None:
-        """Host and device see the same tensors: nothing has to move."""
+    # --- between host and device --------------------------------------------------------------------------------------
+    def _input(self, task: Task, part: PartState) -> int:
+        part.token_ids, ids_bytes = self._up(part, "token ids", part.batch.token_ids)
+        part.positions, positions_bytes = self._up(part, "positions", part.batch.positions)
+        return ids_bytes + positions_bytes
 
-    def _before_attention(self, layer: int, part: PartState) -> None:
+    def _offload(self, task: Task, part: PartState) -> int:
+        hosted = int(part.batch.attention.starts[part.hosted_chunks])
+        part.host_k, k_bytes = self._down(part, "k", part.k)
+        part.host_v, v_bytes = self._down(part, "v", part.v)
+        part.host_q, q_bytes = self._down(part, "q", part.q[:hosted])
+        part.host_attended = []
+        return k_bytes + v_bytes + q_bytes
+
+    def _upload(self, task: Task, part: PartState) -> int:
+        moved = [self._up(part, f"attended {i}", rows) for i, rows in enumerate(part.host_attended)]
+        part.uploaded = [rows for rows, _ in moved]
+        return sum(nbytes for _, nbytes in moved)
+
+    def _offload_routes(self, task: Task, part: PartState) -> int:
+        assert part.routed.ids is not None, "a layer without a router is loaded whole"
+        part.host_ids, nbytes = self._down(part, "ids", part.routed.ids)
+        return nbytes
+
+    def _load_experts(self, task: Task, part: PartState) -> int:
+        return self._device.load_experts(task.layer, part.host_ids)
+
+    def _offload_logits(self, task: Task, part: PartState) -> int:
+        logits, nbytes = self._down(part, f"logits {task.chunk % 2}", part.logits.pop(task.chunk))
+        part.host_logits[task.chunk] = logits
+        return nbytes
+
+    def _up(self, part: PartState, name: str, tensor: torch.Tensor) -> tuple[torch.Tensor, int]:
+        copy = self._device.to_device(tensor, Place(part.index, name))
+        return copy, _moved_bytes(tensor, copy)
+
+    def _down(self, part: PartState, name: str, tensor: torch.Tensor) -> tuple[torch.Tensor, int]:
+        copy = self._device.to_host(tensor, Place(part.index, name))
+        return copy, _moved_bytes(tensor, copy)
+
+    # --- on the device ------------------------------------------------------------------------------------------------
+    def _before_attention(self, task: Task, part: PartState) -> None:
+        ops, layer = self._device.ops, task.layer
         if layer == 0:
-            part.x = self._architecture.embed(self._ops, self._weights.resident, part.batch.token_ids)
-        part.q, part.k, part.v = self._architecture.before_attention(
-            self._ops, layer, self._loaded[layer], part.x, part.batch.positions
-        )
-        part.attended = []
+            part.x = self._architecture.embed(ops, self._device.resident, part.token_ids)
+        with self._device.using_front(layer) as weights:
+            part.q, part.k, part.v = self._architecture.before_attention(ops, layer, weights, part.x, part.positions)
+        part.uploaded, part.prefilled = [], []
 
-    def _store_kv(self, layer: int, part: PartState) -> None:
-        self._ops.write_kv(part.k, part.v, self._cache.layers[layer], part.batch.slots)
+    def _attend_prefills(self, task: Task, part: PartState) -> None:
+        config = self._architecture.config.layers[task.layer].attention
+        begin, end = part.hosted_chunks, len(part.batch.chunks)
+        row = int(part.batch.attention.starts[begin])
+        part.prefilled = [
+            self._device.attend_fresh(
+                *(part.q[row:], part.k[row:], part.v[row:]),
+                *(select_rows(part.batch.attention, begin, end), self._cache.layers[task.layer]),
+                *(config.scale, config.window),
+            )
+        ]
 
-    def _attend_decodes(self, layer: int, part: PartState) -> None:
-        self._attend(layer, part, 0, part.batch.decodes)
+    def _after_attention(self, task: Task, part: PartState) -> None:
+        with self._device.using(task.layer) as weights:
+            part.x = self._architecture.after_attention(
+                self._device.ops, task.layer, weights, part.x, self._attended(part)
+            )
 
-    def _attend_prefills(self, layer: int, part: PartState) -> None:
-        self._attend(layer, part, part.batch.decodes, len(part.batch.chunks))
+    def _route(self, task: Task, part: PartState) -> None:
+        with self._device.using_front(task.layer) as weights:
+            part.routed = self._architecture.after_attention.route(
+                self._device.ops, task.layer, weights, part.x, self._attended(part)
+            )
 
-    def _attend(self, layer: int, part: PartState, begin: int, end: int) -> None:
-        config = self._architecture.config.layers[layer].attention
+    def _experts(self, task: Task, part: PartState) -> None:
+        with self._device.using_experts(task.layer, part.host_ids) as weights:
+            part.x = self._architecture.after_attention.experts(self._device.ops, task.layer, weights, part.routed)
+
+    def _logits(self, task: Task, part: PartState) -> None:
+        rows = torch.tensor([row.row for row in _group(part, task)])
+        part.logits[task.chunk] = self._architecture.logits(self._device.ops, self._device.resident, part.x[rows])
+
+    def _attended(self, part: PartState) -> torch.Tensor:
+        """Of all rows, in their order: decodes, resumed prompts, fresh prompts."""
+        pieces = [*part.uploaded, *part.prefilled]
+        return pieces[0] if len(pieces) == 1 else torch.cat(pieces)
+
+    # --- on the host --------------------------------------------------------------------------------------------------
+    def _store_kv(self, task: Task, part: PartState) -> None:
+        self._ops.write_kv(part.host_k, part.host_v, self._cache.layers[task.layer], part.batch.slots)
+
+    def _attend_decodes(self, task: Task, part: PartState) -> None:
+        self._attend_cached(task, part, 0, part.batch.decodes)
+
+    def _attend_resumed(self, task: Task, part: PartState) -> None:
+        self._attend_cached(task, part, part.batch.decodes, part.hosted_chunks)
+
+    def _attend_cached(self, task: Task, part: PartState, begin: int, end: int) -> None:
+        config = self._architecture.config.layers[task.layer].attention
         starts = part.batch.attention.starts
-        q = part.q[int(starts[begin]) : int(starts[end])]
+        q = part.host_q[int(starts[begin]) : int(starts[end])]
         rows = select_rows(part.batch.attention, begin, end)
-        part.attended.append(self._ops.attention(q, self._cache.layers[layer], rows, config.scale, config.window))
+        cache = self._cache.layers[task.layer]
+        part.host_attended.append(self._ops.attention(q, cache, rows, config.scale, config.window))
 
-    def _after_attention(self, layer: int, part: PartState) -> None:
-        attended = part.attended[0] if len(part.attended) == 1 else torch.cat(part.attended)
-        part.x = self._architecture.after_attention(self._ops, layer, self._loaded[layer], part.x, attended)
+    def _sample(self, task: Task, part: PartState) -> None:
+        self._use_logits(part.host_logits.pop(task.chunk), _group(part, task))
 
-    def _logits(self, layer: int, part: PartState) -> None:
-        wanted = part.batch.logit_rows
-        for begin in range(0, len(wanted), LOGIT_ROWS):
-            rows = wanted[begin : begin + LOGIT_ROWS]
-            x = part.x[torch.tensor([row.row for row in rows])]
-            self._use_logits(self._architecture.logits(self._ops, self._weights.resident, x), rows)
+
+def _group(part: PartState, task: Task) -> tuple[LogitRow, ...]:
+    """The rows of one chunk of LOGITS."""
+    return part.batch.logit_rows[task.chunk * LOGIT_ROWS : (task.chunk + 1) * LOGIT_ROWS]
+
+
+def _moved_bytes(source: torch.Tensor, copy: torch.Tensor) -> int:
+    """Nothing where host and device see the same tensor."""
+    return 0 if copy is source else copy.nbytes

@@ -6,53 +6,89 @@ unfinished task is always at the head of its lane with its dependencies done.
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable, Sequence
 
 from moelens.errors import MoelensError, TaskError
-from moelens.machine.machine import Done, Machine
+from moelens.machine.machine import Act, Done, Machine
 from moelens.pipeline.task import Task
 from moelens.pipeline.timeline import Span, Timeline
 
-Act = Callable[[Task], None]
+ActTask = Callable[[Task], int]
 
 
 class Executor:
-    """Submits tasks in order and waits for all of them."""
+    """Submits tasks in order and waits for all of them but those that are carried into the next step."""
 
     def __init__(self, machine: Machine) -> None:
         self._machine = machine
+        self._carried: list[tuple[Task, Done]] = []
 
-    def run(self, tasks: Sequence[Task], act: Act) -> Timeline:
-        """Run `act` for every task, in an order that honours `after`.
+    def run(self, tasks: Sequence[Task], act: ActTask) -> Timeline:
+        """Run `act` for every task, in an order that honours `after`; it returns the bytes that it moved.
 
-        A failing task stops the step: a MoelensError goes through as it is, anything else is raised as TaskError that
-        names the stage, layer and part. Tasks that were submitted already are waited for.
+        The timeline has this step's tasks and those that the step before has carried into it. A failing task stops the
+        step: a MoelensError goes through as it is, anything else is raised as TaskError that names the stage, layer and
+        part. Whatever was submitted is over when the exception is raised.
         """
-        timeline = Timeline()
+        guard = _Guard(act)
         done: list[Done] = []
         try:
             for task in tasks:
                 after = [done[earlier] for earlier in task.after]
-                lane = self._machine.lane(task.stage.resource)
-                done.append(lane.submit(_timed(task, act, timeline), after))
-        finally:
+                done.append(self._machine.lane(task.stage.resource).submit(task, guard.act(task), after))
+                if guard.stopped:
+                    break
+            for task, completion in zip(tasks, done, strict=False):
+                if not task.carried:
+                    completion.wait()
+            if guard.error is not None:  # of a carried task, or of one that nothing came after
+                raise guard.error
+        except BaseException:
+            guard.stopped = True
             for completion in done:
-                completion.wait()
-        return timeline
-
-
-def _timed(task: Task, act: Act, timeline: Timeline) -> Callable[[], None]:
-    def run() -> None:
-        start = time.perf_counter()
-        try:
-            act(task)
-        except MoelensError:
+                _succeeded(completion)
             raise
-        except Exception as error:
-            raise TaskError(
-                f"{task.stage.value} of layer {task.layer}, part {task.part} ({task.shape.tokens} rows) failed: {error}"
-            ) from error
-        timeline.spans.append(Span(task, start, time.perf_counter()))
+        return self._timeline(tasks, done)
 
-    return run
+    def _timeline(self, tasks: Sequence[Task], done: Sequence[Done]) -> Timeline:
+        finished = [pair for pair in self._carried if _succeeded(pair[1])]
+        finished += [pair for pair in zip(tasks, done, strict=True) if not pair[0].carried]
+        self._carried = [pair for pair in zip(tasks, done, strict=True) if pair[0].carried]
+        return Timeline([Span(task, of.start_seconds, of.end_seconds, of.moved_bytes) for task, of in finished])
+
+
+class _Guard:
+    """Names a task that fails, and skips all that come after it in time."""
+
+    def __init__(self, act: ActTask) -> None:
+        self._act = act
+        self.stopped = False
+        self.error: Exception | None = None
+
+    def act(self, task: Task) -> Act:
+        return lambda: self._run(task)
+
+    def _run(self, task: Task) -> int:
+        if self.stopped:
+            return 0
+        try:
+            return self._act(task)
+        except Exception as error:
+            named = error if isinstance(error, MoelensError) else _name(task, error)
+            self.error, self.stopped = self.error or named, True
+            raise named from error.__cause__ if named is error else error
+
+
+def _name(task: Task, error: Exception) -> TaskError:
+    return TaskError(
+        f"{task.stage.value} of layer {task.layer}, part {task.part} ({task.shape.tokens} rows) failed: {error}"
+    )
+
+
+def _succeeded(completion: Done) -> bool:
+    """Wait for a completion whose error, if any, is told elsewhere or does not matter."""
+    try:
+        completion.wait()
+    except Exception:
+        return False
+    return True

@@ -3,66 +3,146 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 
+from moelens.cost.footprint import LOGIT_ROWS
 from moelens.cost.workload import StepShape
-from moelens.pipeline.task import Stage, Task
+from moelens.pipeline.task import Experts, LayerLoad, Stage, Task
 from moelens.plan import Plan
 
+_OF_LOGITS = (Stage.LOGITS, Stage.OFFLOAD_LOGITS, Stage.SAMPLE)
 
-def step_tasks(shapes: Sequence[StepShape], layers: int, plan: Plan) -> list[Task]:
-    """The tasks of one pass of all layers over parts of the given shapes, in an order in which they may be submitted.
 
-    Parts leave layer l and enter layer l+1 one after the other: while the host attends for one part, the device works
-    for another. The weights of layer l are loaded in `plan.load_chunks` chunks into the ring slot that layer
-    l - plan.ring_layers has left, spread between the transfers of the layers before.
+def step_tasks(shapes: Sequence[StepShape], loads: Sequence[LayerLoad], plan: Plan) -> list[Task]:
+    """The tasks of one pass of all layers over parts of the given shapes, `loads` one per layer.
+
+    The order is one in which they may be submitted, and in which a machine with a single lane may run them. Parts leave
+    a layer and enter the next at once, one after the other: while the host attends for one part, the device works for
+    another. The n-th layer that streams uses ring slot n modulo `plan.ring_layers`; its weights come, in
+    `plan.load_chunks` chunks spread between the uploads of attended rows, when the slot's last layer has been left.
+    The first layers' weights for the next step follow those of the last ones.
     """
-    return _Step(shapes, layers, plan).tasks
+    step = _Step(shapes, loads, plan)
+    step.make()
+    return step.tasks
 
 
 class _Step:
-    def __init__(self, shapes: Sequence[StepShape], layers: int, plan: Plan) -> None:
+    def __init__(self, shapes: Sequence[StepShape], loads: Sequence[LayerLoad], plan: Plan) -> None:
         self.tasks: list[Task] = []
         self._shapes = shapes
+        self._loads = loads
         self._plan = plan
-        self._layers = layers
-        self._loads: dict[int, list[int]] = {layer: [] for layer in range(layers)}
-        self._last_use: dict[int, list[int]] = {layer: [] for layer in range(layers)}
-        for layer in range(min(plan.ring_layers, layers)):
-            self._load(layer)
-        state = [self._before(0, part, ()) for part in range(len(shapes))]
-        for layer in range(layers):
-            for part in range(len(shapes)):
-                attended = self._attend(layer, part, state[part])
-                left = self._add(Stage.AFTER_ATTENTION, layer, part, (*attended, *self._loads[layer]))
-                self._last_use[layer].append(left)
-                if layer + 1 < layers:
-                    state[part] = self._before(layer + 1, part, (left,))
-                else:
-                    self._add(Stage.LOGITS, layer, part, (left,))
-            if layer + plan.ring_layers < layers:
-                self._load(layer + plan.ring_layers)
+        self._parts = range(len(shapes))
+        self._streamed = [layer for layer, load in enumerate(loads) if load.streams]
+        self._front: dict[int, tuple[int, ...]] = {}  # by layer, the loads that BEFORE_ATTENTION comes after
+        self._experts: dict[int, tuple[int, ...]] = {}  # and those that the experts come after
+        self._left: dict[int, tuple[int, ...]] = {}  # the tasks that were the last to use a layer's weights
+        self._waiting: list[tuple[int, int, tuple[int, ...]]] = []  # chunks to be loaded: layer, chunk, after
+        self._projected: dict[int, int] = {}  # by part, its BEFORE_ATTENTION
+        self._attended: dict[int, list[int]] = {}  # by part, what its rows' attention on the host ends with
+        self._prefilled: dict[int, tuple[int, ...]] = {}
+        self._stored: dict[int, tuple[int, ...]] = dict.fromkeys(self._parts, ())
+        self._position = {layer: index for index, layer in enumerate(self._streamed)}
 
-    def _add(self, stage: Stage, layer: int, part: int, after: tuple[int, ...], chunk: int = 0) -> int:
+    def make(self) -> None:
+        inputs = [self._add(Stage.INPUT, 0, part) for part in self._parts]
+        for layer in self._streamed[: self._plan.ring_layers]:
+            self._queue(layer, ())
+            self._load(len(self._waiting))
+        for part in self._parts:
+            self._enter(0, part, (inputs[part],))
+        for layer in range(len(self._loads)):
+            self._left[layer] = ()
+            for part in self._parts:
+                self._load(self._share(part))
+                left = self._leave(layer, part)
+                self._left[layer] = (*self._left[layer], left)
+                if layer + 1 < len(self._loads):
+                    self._enter(layer + 1, part, (left,))
+                else:
+                    self._finish(layer, part, left)
+            if layer in self._position:
+                self._refill(layer)
+        self._load(len(self._waiting))
+
+    def _add(self, stage: Stage, layer: int, part: int, *after: tuple[int, ...], chunk: int = 0) -> int:
+        before = tuple(dict.fromkeys(earlier for some in after for earlier in some))
         shape = StepShape() if stage is Stage.LOAD else self._shapes[part]
-        self.tasks.append(Task(len(self.tasks), stage, layer, part, shape, after, chunk))
+        if stage in _OF_LOGITS:
+            shape = replace(shape, logit_rows=min(LOGIT_ROWS, shape.logit_rows - chunk * LOGIT_ROWS))
+        carried = stage is Stage.LOAD and layer in self._left  # the layer has been left: this is for the next step
+        self.tasks.append(Task(len(self.tasks), stage, layer, part, shape, before, chunk, carried))
         return len(self.tasks) - 1
 
-    def _load(self, layer: int) -> None:
-        free = tuple(self._last_use.get(layer - self._plan.ring_layers, ()))
-        for chunk in range(self._plan.load_chunks):
-            self._loads[layer].append(self._add(Stage.LOAD, layer, 0, free, chunk))
+    # --- weights ------------------------------------------------------------------------------------------------------
+    def _refill(self, layer: int) -> None:
+        """Queue the streamed layer that is next for the slot that `layer` has just left; after the last, the first."""
+        position = self._position[layer] + self._plan.ring_layers
+        if position >= len(self._streamed):
+            position %= self._plan.ring_layers
+        if self._streamed[position] != layer:
+            self._queue(self._streamed[position], self._left[layer])
 
-    def _before(self, layer: int, part: int, after: tuple[int, ...]) -> int:
-        return self._add(Stage.BEFORE_ATTENTION, layer, part, (*after, *self._loads[layer]))
+    def _queue(self, layer: int, free: tuple[int, ...]) -> None:
+        load = self._loads[layer]
+        first = 0 if load.front else 1
+        last = self._plan.load_chunks if load.experts is Experts.WHOLE else 0
+        self._waiting += [(layer, chunk, free) for chunk in range(first, last + 1)]
 
-    def _attend(self, layer: int, part: int, projected: int) -> tuple[int, ...]:
-        """OFFLOAD to UPLOAD of one part; returns what AFTER_ATTENTION has to wait for."""
+    def _share(self, part: int) -> int:
+        """How many of the waiting chunks go before the upload of `part`: they are spread over all parts evenly."""
+        return -(-len(self._waiting) // (len(self._shapes) - part))
+
+    def _load(self, count: int) -> None:
+        for layer, chunk, free in self._waiting[:count]:
+            load = self._add(Stage.LOAD, layer, 0, free, chunk=chunk)
+            loaded = self._front if chunk == 0 else self._experts
+            if layer not in self._left:
+                loaded[layer] = (*loaded.get(layer, ()), load)
+        del self._waiting[:count]
+
+    # --- a part's way through a layer ---------------------------------------------------------------------------------
+    def _enter(self, layer: int, part: int, after: tuple[int, ...]) -> None:
+        """BEFORE_ATTENTION to the host's attention of one part."""
         shape = self._shapes[part]
-        stored = self._add(Stage.STORE_KV, layer, part, (self._add(Stage.OFFLOAD, layer, part, (projected,)),))
-        done: tuple[int, ...] = ()
+        projected = (self._add(Stage.BEFORE_ATTENTION, layer, part, after, self._front.get(layer, ())),)
+        offloaded = self._add(Stage.OFFLOAD, layer, part, projected, self._stored[part])
+        stored = (self._add(Stage.STORE_KV, layer, part, (offloaded,)),)
+        self._stored[part], self._attended[part], self._prefilled[part] = stored, [], projected
+        if shape.prefill_tokens > shape.resumed_tokens:
+            self._prefilled[part] = (self._add(Stage.ATTEND_PREFILLS, layer, part, projected),)
         if shape.decode_tokens:
-            decoded = self._add(Stage.ATTEND_DECODES, layer, part, (stored,))
-            done = (self._add(Stage.UPLOAD, layer, part, (decoded,)),)
-        if shape.prefill_tokens:
-            done = (*done, self._add(Stage.ATTEND_PREFILLS, layer, part, (stored,)))
-        return done
+            self._attended[part].append(self._add(Stage.ATTEND_DECODES, layer, part, stored))
+        if shape.resumed_tokens:
+            self._attended[part].append(self._add(Stage.ATTEND_RESUMED, layer, part, stored))
+
+    def _leave(self, layer: int, part: int) -> int:
+        """UPLOAD to the layer's end of one part; returns the last task."""
+        attended = self._prefilled[part]
+        if self._attended[part]:
+            uploaded = self._add(Stage.UPLOAD, layer, part, tuple(self._attended[part]))
+            attended = (*attended, uploaded)
+        experts = self._experts.get(layer, ())
+        if self._loads[layer].experts is not Experts.ROUTED:
+            return self._add(Stage.AFTER_ATTENTION, layer, part, attended, experts)
+        routed = self._add(Stage.ROUTE, layer, part, attended)
+        known = self._add(Stage.OFFLOAD_ROUTES, layer, part, (routed,))
+        loaded = self._add(Stage.LOAD_EXPERTS, layer, part, (known,), self._slot_free(layer))
+        return self._add(Stage.EXPERTS, layer, part, (routed, loaded))
+
+    def _slot_free(self, layer: int) -> tuple[int, ...]:
+        """What has to be over before experts may be written into the layer's ring slot."""
+        before = self._position[layer] - self._plan.ring_layers
+        return self._left[self._streamed[before]] if before >= 0 else ()
+
+    def _finish(self, layer: int, part: int, left: int) -> None:
+        """The logits of one part, at most LOGIT_ROWS rows at a time; two groups of them exist at once on each side."""
+        offloaded: list[int] = []
+        sampled: list[int] = []
+        for chunk in range(-(-self._shapes[part].logit_rows // LOGIT_ROWS)):
+            logits = self._add(Stage.LOGITS, layer, part, (left,), tuple(offloaded[-2:-1]), chunk=chunk)
+            offloaded.append(
+                self._add(Stage.OFFLOAD_LOGITS, layer, part, (logits,), tuple(sampled[-2:-1]), chunk=chunk)
+            )
+            sampled.append(self._add(Stage.SAMPLE, layer, part, (offloaded[-1],), chunk=chunk))

@@ -18,17 +18,28 @@ class Resource(enum.Enum):
 
 
 class Stage(enum.Enum):
-    """The kinds of tasks, in the order in which a layer meets them; `resource` is where each runs."""
+    """The kinds of tasks, in the order in which a layer meets them; `resource` is where each runs.
 
+    ROUTE to EXPERTS stand in the place of AFTER_ATTENTION where only the experts that rows go to are brought.
+    """
+
+    INPUT = "input"
     LOAD = "load"
     BEFORE_ATTENTION = "before attention"
     OFFLOAD = "offload"
     STORE_KV = "store kv"
-    ATTEND_DECODES = "attend decodes"
     ATTEND_PREFILLS = "attend prefills"
+    ATTEND_DECODES = "attend decodes"
+    ATTEND_RESUMED = "attend resumed"
     UPLOAD = "upload"
     AFTER_ATTENTION = "after attention"
+    ROUTE = "route"
+    OFFLOAD_ROUTES = "offload routes"
+    LOAD_EXPERTS = "load experts"
+    EXPERTS = "experts"
     LOGITS = "logits"
+    OFFLOAD_LOGITS = "offload logits"
+    SAMPLE = "sample"
 
     @property
     def resource(self) -> Resource:
@@ -36,23 +47,57 @@ class Stage(enum.Enum):
 
 
 _RESOURCES = {
+    Stage.INPUT: Resource.TO_DEVICE,
     Stage.LOAD: Resource.TO_DEVICE,
     Stage.BEFORE_ATTENTION: Resource.DEVICE,
     Stage.OFFLOAD: Resource.TO_HOST,
     Stage.STORE_KV: Resource.HOST,
-    Stage.ATTEND_DECODES: Resource.HOST,
     Stage.ATTEND_PREFILLS: Resource.DEVICE,
+    Stage.ATTEND_DECODES: Resource.HOST,
+    Stage.ATTEND_RESUMED: Resource.HOST,
     Stage.UPLOAD: Resource.TO_DEVICE,
     Stage.AFTER_ATTENTION: Resource.DEVICE,
+    Stage.ROUTE: Resource.DEVICE,
+    Stage.OFFLOAD_ROUTES: Resource.TO_HOST,
+    Stage.LOAD_EXPERTS: Resource.TO_DEVICE,
+    Stage.EXPERTS: Resource.DEVICE,
     Stage.LOGITS: Resource.DEVICE,
+    Stage.OFFLOAD_LOGITS: Resource.TO_HOST,
+    Stage.SAMPLE: Resource.HOST,
 }
+
+
+class Experts(enum.Enum):
+    """How the routed experts of a layer (or its dense block) come to the device in a step."""
+
+    RESIDENT = "resident"  # they lie there
+    WHOLE = "whole"  # all of them, ahead of time, in chunks
+    ROUTED = "routed"  # those that the step's rows go to, once that is known
+
+
+@dataclass(frozen=True)
+class LayerLoad:
+    """What of a layer's weights has to be brought to the device in a step.
+
+    `front` is all that the layer needs before its routed experts: norms, projections, router, shared experts.
+    """
+
+    front: bool = False
+    experts: Experts = Experts.RESIDENT
+
+    @property
+    def streams(self) -> bool:
+        """Whether anything has to be brought."""
+        return self.front or self.experts is not Experts.RESIDENT
 
 
 @dataclass(frozen=True)
 class Task:
     """One unit of work.
 
-    `after` are ids of earlier tasks; `chunk` tells the pieces of a LOAD apart; a LOAD has part 0.
+    `after` are ids of earlier tasks. `chunk` tells the pieces of a stage apart: of a LOAD, 0 is the layer's front and
+    1 … are its experts; of LOGITS to SAMPLE, groups of LOGIT_ROWS rows. A LOAD belongs to all parts and has part 0. A
+    `carried` task is not waited for at the step's end: it prepares the next one.
     """
 
     id: int
@@ -62,3 +107,4 @@ class Task:
     shape: StepShape
     after: tuple[int, ...]
     chunk: int = 0
+    carried: bool = False

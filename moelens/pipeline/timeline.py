@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
 from dataclasses import dataclass, field
 
 from moelens.pipeline.task import Resource, Stage, Task
@@ -10,11 +9,12 @@ from moelens.pipeline.task import Resource, Stage, Task
 
 @dataclass(frozen=True)
 class Span:
-    """A task and its start and end, in seconds of one clock."""
+    """A task, its start and end in seconds of one clock, and the bytes that it moved between host and device."""
 
     task: Task
     start_seconds: float
     end_seconds: float
+    moved_bytes: int = 0
 
     @property
     def seconds(self) -> float:
@@ -31,10 +31,13 @@ class Timeline:
         """Time that a resource spent on tasks."""
         return sum(span.seconds for span in self.spans if span.task.stage.resource is resource)
 
+    def moved_bytes(self, resource: Resource) -> int:
+        """Bytes that a resource moved between host and device."""
+        return sum(span.moved_bytes for span in self.spans if span.task.stage.resource is resource)
+
     def stage_seconds(self) -> dict[Stage, float]:
         """Time spent on each stage."""
-        return {stage: _total(self.spans, stage) for stage in Stage}
-
-
-def _total(spans: Iterable[Span], stage: Stage) -> float:
-    return sum(span.seconds for span in spans if span.task.stage is stage)
+        seconds = dict.fromkeys(Stage, 0.0)
+        for span in self.spans:
+            seconds[span.task.stage] += span.seconds
+        return seconds

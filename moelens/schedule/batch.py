@@ -55,6 +55,16 @@ class Chunk:
     def is_decode(self) -> bool:
         return self.count == 1 and self.running.cached > 0
 
+    @property
+    def is_resumed(self) -> bool:
+        """Whether these are several tokens of which earlier ones are cached."""
+        return self.count > 1 and self.running.cached > 0
+
+    @property
+    def is_fresh(self) -> bool:
+        """Whether the rows see no keys but their own."""
+        return self.running.cached == 0
+
 
 @dataclass(frozen=True)
 class LogitRow:
@@ -70,7 +80,8 @@ class LogitRow:
 
 @dataclass(frozen=True)
 class Batch:
-    """A ragged batch of T rows of S chunks, decodes first; all tensors int32 on the host.
+    """A ragged batch of T rows of S chunks: decodes, then `resumed` prompts of which a beginning is cached, then
+    prompts that begin; all tensors int32 on the host.
 
     token_ids [T], positions [T], slots [T] (where k and v go), attention: starts [S+1], cached [S], block_ids [S, ·].
     """
@@ -81,6 +92,7 @@ class Batch:
     slots: torch.Tensor
     attention: AttentionRows
     decodes: int
+    resumed: int
     logit_rows: tuple[LogitRow, ...]
     shape: StepShape
 
@@ -90,10 +102,12 @@ class Batch:
 
 
 def make_batch(chunks: Sequence[Chunk], tables: BlockTables, block_tokens: int) -> Batch:
-    """Lay out chunks as one batch, decodes first and otherwise in the order given."""
+    """Lay out chunks as one batch, otherwise in the order given."""
     ordered = [c for c in chunks if c.is_decode]
     decodes = len(ordered)
-    ordered += [c for c in chunks if not c.is_decode]
+    ordered += [c for c in chunks if c.is_resumed]
+    resumed = len(ordered) - decodes
+    ordered += [c for c in chunks if c.is_fresh]
     counts = np.array([c.count for c in ordered], dtype=np.int32)
     cached = np.array([c.running.cached for c in ordered], dtype=np.int32)
     table_rows = np.array([c.running.row for c in ordered], dtype=np.int32)
@@ -111,8 +125,9 @@ def make_batch(chunks: Sequence[Chunk], tables: BlockTables, block_tokens: int) 
         slots=torch.from_numpy(slots.astype(np.int32)),
         attention=AttentionRows(torch.from_numpy(starts), torch.from_numpy(cached), torch.from_numpy(block_ids)),
         decodes=decodes,
+        resumed=resumed,
         logit_rows=logit_rows,
-        shape=_shape(counts, cached, decodes, len(logit_rows)),
+        shape=_shape(counts, cached, decodes, resumed, len(logit_rows)),
     )
 
 
@@ -123,39 +138,61 @@ def select_rows(rows: AttentionRows, begin: int, end: int) -> AttentionRows:
 
 
 def split_chunks(chunks: Sequence[Chunk], parts: int) -> list[list[Chunk]]:
-    """At most `parts` non-empty groups of about equal rows, decodes and prefills spread over all of them.
+    """At most `parts` non-empty groups, between which the device's work and the host's are each divided evenly.
 
-    A request's chunk stays whole. Chunks go, longest first, to the group with the fewest rows; order is kept inside.
+    The device's is counted in rows, the host's in pairs of a row and a cached key that it sees. A request's chunk stays
+    whole. Chunks go, the heaviest first, to the group whose fuller side stays emptiest; order is kept inside.
     """
+    if parts == 1:
+        return [list(chunks)]
+    rows = [chunk.count for chunk in chunks]
+    pairs = [chunk.count * (chunk.running.cached + chunk.count) if chunk.running.cached else 0 for chunk in chunks]
+    all_rows, all_pairs = sum(rows), max(1, sum(pairs))
+    shares = [(row / all_rows, pair / all_pairs) for row, pair in zip(rows, pairs, strict=True)]
     groups: list[list[int]] = [[] for _ in range(parts)]
-    rows = [0] * parts
-    for index in sorted(range(len(chunks)), key=lambda i: (-chunks[i].count, i)):
-        least = min(range(parts), key=lambda part: (rows[part], part))
+    loads = [(0.0, 0.0)] * parts
+    for index in sorted(range(len(chunks)), key=lambda i: (-max(shares[i]), i)):
+        grown = [(device + shares[index][0], host + shares[index][1]) for device, host in loads]
+        least = min(range(parts), key=lambda part: (max(grown[part]), sum(grown[part]), part))
         groups[least].append(index)
-        rows[least] += chunks[index].count
+        loads[least] = grown[least]
     return [[chunks[i] for i in sorted(group)] for group in groups if group]
 
 
 def shape_of(chunks: Sequence[Chunk]) -> StepShape:
     """The shape of the batch that `make_batch` would lay out, when nobody asks for log-probabilities of prompts."""
-    decode_tokens = decode_context = prefill_tokens = prefill_pairs = logit_rows = 0
+    decode_tokens = decode_context = prefill_tokens = prefill_pairs = logit_rows = resumed_tokens = resumed_pairs = 0
     for chunk in chunks:
         count, cached = chunk.count, chunk.running.cached
         if count == 1 and cached > 0:
             decode_tokens += 1
             decode_context += cached + 1
         else:
+            pairs = count * cached + count * (count + 1) // 2
             prefill_tokens += count
-            prefill_pairs += count * cached + count * (count + 1) // 2
+            prefill_pairs += pairs
+            if cached > 0:
+                resumed_tokens += count
+                resumed_pairs += pairs
         logit_rows += chunk.completes
-    return StepShape(decode_tokens, decode_context, prefill_tokens, prefill_pairs, logit_rows)
+    return StepShape(
+        decode_tokens, decode_context, prefill_tokens, prefill_pairs, logit_rows, resumed_tokens, resumed_pairs
+    )
 
 
-def _shape(counts: Int32Array, cached: Int32Array, decodes: int, logit_rows: int) -> StepShape:
+def _shape(counts: Int32Array, cached: Int32Array, decodes: int, resumed: int, logit_rows: int) -> StepShape:
     rows, context = counts.astype(np.int64), cached.astype(np.int64)
     pairs = rows * context + rows * (rows + 1) // 2
-    decode_context, prefill_tokens = int(pairs[:decodes].sum()), int(rows[decodes:].sum())
-    return StepShape(decodes, decode_context, prefill_tokens, int(pairs[decodes:].sum()), logit_rows)
+    again = slice(decodes, decodes + resumed)
+    return StepShape(
+        decode_tokens=decodes,
+        decode_context=int(pairs[:decodes].sum()),
+        prefill_tokens=int(rows[decodes:].sum()),
+        prefill_pairs=int(pairs[decodes:].sum()),
+        logit_rows=logit_rows,
+        resumed_tokens=int(rows[again].sum()),
+        resumed_pairs=int(pairs[again].sum()),
+    )
 
 
 def _token_ids(chunks: Sequence[Chunk], total: int) -> Int32Array:

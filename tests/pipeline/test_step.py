@@ -1,69 +1,155 @@
 """The tasks of a step: complete, in a legal order, and within the ring."""
 
+from __future__ import annotations
+
 from hypothesis import given
 from hypothesis import strategies as st
 
+from moelens.cost.footprint import LOGIT_ROWS
 from moelens.cost.workload import StepShape
 from moelens.pipeline.step import step_tasks
-from moelens.pipeline.task import Stage, Task
+from moelens.pipeline.task import Experts, LayerLoad, Resource, Stage, Task
 from moelens.plan import Plan
 
-shapes = st.builds(
-    StepShape,
-    decode_tokens=st.integers(0, 3),
-    decode_context=st.just(7),
-    prefill_tokens=st.integers(0, 3),
-    prefill_pairs=st.just(9),
-).filter(lambda shape: shape.tokens > 0)
+
+@st.composite
+def shapes(draw) -> StepShape:
+    decodes, prefills = draw(st.integers(0, 3)), draw(st.integers(0, 3))
+    resumed = draw(st.integers(0, prefills))
+    logits = draw(st.sampled_from([0, 1, LOGIT_ROWS, 3 * LOGIT_ROWS + 5]))
+    return StepShape(decodes, 7 * decodes, prefills, 9 * prefills, logits, resumed, 9 * resumed)
 
 
-def make_plan(ring_layers: int, load_chunks: int) -> Plan:
+parts_of = st.lists(shapes().filter(lambda shape: shape.tokens > 0), min_size=1, max_size=4)
+loads_of = st.lists(st.builds(LayerLoad, st.booleans(), st.sampled_from(Experts)), min_size=1, max_size=7)
+STREAMED = LayerLoad(front=True, experts=Experts.WHOLE)
+
+
+def make_plan(ring_layers: int = 2, load_chunks: int = 1) -> Plan:
     return Plan(step_tokens=64, max_requests=8, kv_blocks=8, ring_layers=ring_layers, load_chunks=load_chunks)
 
 
 def closure(tasks: list[Task]) -> list[set[int]]:
-    """For each task, everything that is done before it starts."""
+    """For each task, everything that is done before it starts, but for what its lane did before."""
     before: list[set[int]] = []
     for task in tasks:
         before.append(set(task.after).union(*(before[earlier] for earlier in task.after)))
     return before
 
 
-@given(st.lists(shapes, min_size=1, max_size=3), st.integers(1, 5), st.integers(2, 6), st.integers(1, 3))
-def test_every_layer_of_every_part_is_done_once_and_in_order(parts, layers, ring, load_chunks) -> None:
-    tasks = step_tasks(parts, layers, make_plan(ring, load_chunks))
+def find(tasks: list[Task]) -> dict[tuple[Stage, int, int, int], int]:
+    where = {(t.stage, t.layer, t.part, t.chunk): t.id for t in tasks if not t.carried}
+    assert len(where) == sum(not t.carried for t in tasks), "two tasks do the same"
+    return where
+
+
+@given(parts_of, loads_of, st.integers(2, 6), st.integers(1, 3))
+def test_every_layer_of_every_part_is_done_once_and_in_order(parts, loads, ring, chunks) -> None:
+    tasks = step_tasks(parts, loads, make_plan(ring, chunks))
     assert [task.id for task in tasks] == list(range(len(tasks)))
     assert all(earlier < task.id for task in tasks for earlier in task.after)
-    before = closure(tasks)
-    where = {(t.stage, t.layer, t.part, t.chunk): t.id for t in tasks}
-    assert len(where) == len(tasks)
+    before, where = closure(tasks), find(tasks)
     for part, shape in enumerate(parts):
-        for layer in range(layers):
-            enter, leave = where[Stage.BEFORE_ATTENTION, layer, part, 0], where[Stage.AFTER_ATTENTION, layer, part, 0]
+        for layer, load in enumerate(loads):
+            routed = load.experts is Experts.ROUTED
+            last = Stage.EXPERTS if routed else Stage.AFTER_ATTENTION
+            enter, leave = where[Stage.BEFORE_ATTENTION, layer, part, 0], where[last, layer, part, 0]
             stored = where[Stage.STORE_KV, layer, part, 0]
             assert enter in before[stored]
-            assert stored in before[leave]
-            for chunk in range(load_chunks):
-                assert where[Stage.LOAD, layer, 0, chunk] in before[enter]
-            for stage, tokens in (
-                (Stage.ATTEND_DECODES, shape.decode_tokens),
-                (Stage.ATTEND_PREFILLS, shape.prefill_tokens),
-            ):
+            wanted = {
+                Stage.ATTEND_PREFILLS: (shape.prefill_tokens - shape.resumed_tokens, enter),
+                Stage.ATTEND_DECODES: (shape.decode_tokens, stored),
+                Stage.ATTEND_RESUMED: (shape.resumed_tokens, stored),
+                Stage.UPLOAD: (shape.hosted_tokens, stored),
+            }
+            for stage, (tokens, cause) in wanted.items():
                 assert ((stage, layer, part, 0) in where) == (tokens > 0)
                 if tokens:
-                    assert stored in before[where[stage, layer, part, 0]]
+                    assert cause in before[where[stage, layer, part, 0]]
                     assert where[stage, layer, part, 0] in before[leave]
+            assert ((Stage.LOAD, layer, 0, 0) in where) == load.front
+            if load.front:
+                assert where[Stage.LOAD, layer, 0, 0] in before[enter]
+            for chunk in range(1, chunks + 1):
+                assert ((Stage.LOAD, layer, 0, chunk) in where) == (load.experts is Experts.WHOLE)
+                if load.experts is Experts.WHOLE:
+                    assert where[Stage.LOAD, layer, 0, chunk] in before[leave]
+            if routed:
+                assert where[Stage.OFFLOAD_ROUTES, layer, part, 0] in before[where[Stage.LOAD_EXPERTS, layer, part, 0]]
+                assert where[Stage.LOAD_EXPERTS, layer, part, 0] in before[leave]
             if layer:
-                assert where[Stage.AFTER_ATTENTION, layer - 1, part, 0] in before[enter]
-        assert where[Stage.AFTER_ATTENTION, layers - 1, part, 0] in before[where[Stage.LOGITS, layers - 1, part, 0]]
+                previous = Stage.EXPERTS if loads[layer - 1].experts is Experts.ROUTED else Stage.AFTER_ATTENTION
+                assert where[previous, layer - 1, part, 0] in before[enter]
 
 
-@given(st.lists(shapes, min_size=1, max_size=3), st.integers(1, 6), st.integers(2, 4), st.integers(1, 3))
-def test_a_ring_slot_is_filled_again_only_when_every_part_has_left_it(parts, layers, ring, load_chunks) -> None:
-    tasks = step_tasks(parts, layers, make_plan(ring, load_chunks))
+@given(parts_of, loads_of)
+def test_all_logits_are_sampled_in_groups_of_which_two_exist(parts, loads) -> None:
+    tasks = step_tasks(parts, loads, make_plan())
+    before, where = closure(tasks), find(tasks)
+    for part, shape in enumerate(parts):
+        rows = [t.shape.logit_rows for t in tasks if t.stage is Stage.SAMPLE and t.part == part]
+        assert sum(rows) == shape.logit_rows and all(0 < count <= LOGIT_ROWS for count in rows)
+        for chunk in range(2, len(rows)):
+            layer = len(loads) - 1
+            assert (
+                where[Stage.OFFLOAD_LOGITS, layer, part, chunk - 2] in before[where[Stage.LOGITS, layer, part, chunk]]
+            )
+            assert (
+                where[Stage.SAMPLE, layer, part, chunk - 2] in before[where[Stage.OFFLOAD_LOGITS, layer, part, chunk]]
+            )
+
+
+@given(parts_of, loads_of, st.integers(2, 4), st.integers(1, 3))
+def test_a_ring_slot_is_filled_again_only_when_every_part_has_left_it(parts, loads, ring, chunks) -> None:
+    tasks = step_tasks(parts, loads, make_plan(ring, chunks))
     before = closure(tasks)
-    leaves = {(t.layer, t.part): t.id for t in tasks if t.stage is Stage.AFTER_ATTENTION}
+    streamed = [layer for layer, load in enumerate(loads) if load.streams]
+    ends = {Stage.AFTER_ATTENTION, Stage.EXPERTS}
+    leaves = {(t.layer, t.part): t.id for t in tasks if t.stage in ends}
     for task in tasks:
-        if task.stage is Stage.LOAD and task.layer >= ring:
+        if task.stage not in (Stage.LOAD, Stage.LOAD_EXPERTS):
+            continue
+        slot = streamed.index(task.layer) % ring
+        others = [layer for i, layer in enumerate(streamed) if i % ring == slot and layer != task.layer]
+        gone = others if task.carried else [layer for layer in others if layer < task.layer]
+        for layer in gone:
             for part in range(len(parts)):
-                assert leaves[task.layer - ring, part] in before[task.id]
+                assert leaves[layer, part] in before[task.id]
+
+
+@given(parts_of, loads_of, st.integers(2, 4), st.integers(1, 3))
+def test_the_next_steps_first_layers_follow(parts, loads, ring, chunks) -> None:
+    """As many as the ring holds, unless they never left it; nothing in the step waits for them."""
+    tasks = step_tasks(parts, loads, make_plan(ring, chunks))
+    carried = {task.id for task in tasks if task.carried}
+    assert not [task for task in tasks if carried & set(task.after)]
+    streamed = [layer for layer, load in enumerate(loads) if load.streams]
+    replaced = streamed[: min(ring, max(0, len(streamed) - ring))]
+    wanted = [(layer, 0) for layer in replaced if loads[layer].front]
+    wanted += [(layer, c) for layer in replaced if loads[layer].experts is Experts.WHOLE for c in range(1, chunks + 1)]
+    assert sorted((tasks[i].layer, tasks[i].chunk) for i in carried) == sorted(wanted)
+
+
+def test_parts_take_turns_and_enter_the_next_layer_at_once() -> None:
+    tasks = step_tasks([StepShape(2, 5, 1, 1), StepShape(1, 3)], [STREAMED] * 3, make_plan())
+    device = [(t.stage, t.layer, t.part) for t in tasks if t.stage.resource is Resource.DEVICE]
+    middle = device[device.index((Stage.AFTER_ATTENTION, 0, 0)) : device.index((Stage.AFTER_ATTENTION, 1, 0))]
+    assert middle == [
+        (Stage.AFTER_ATTENTION, 0, 0),
+        (Stage.BEFORE_ATTENTION, 1, 0),
+        (Stage.ATTEND_PREFILLS, 1, 0),
+        (Stage.AFTER_ATTENTION, 0, 1),
+        (Stage.BEFORE_ATTENTION, 1, 1),
+    ]
+
+
+def test_chunks_of_the_coming_layer_lie_between_the_uploads() -> None:
+    tasks = step_tasks([StepShape(2, 5), StepShape(1, 3)], [STREAMED] * 6, make_plan(load_chunks=3))
+    lane = [(t.stage, t.layer) for t in tasks if t.stage.resource is Resource.TO_DEVICE]
+    begin = lane.index((Stage.UPLOAD, 1))
+    assert lane[begin - 2 : begin + 4] == [
+        *[(Stage.LOAD, 2)] * 2,
+        (Stage.UPLOAD, 1),
+        *[(Stage.LOAD, 2)] * 2,
+        (Stage.UPLOAD, 1),
+    ]

@@ -43,7 +43,7 @@ ALLOWED: dict[str, set[str]] = {
     "stopping": RECORDS | {"text"},
     # where
     "machine": RECORDS,
-    "memory": RECORDS | {"ops.interface", "models"},
+    "memory": RECORDS | {"ops.interface", "models", "cost"},
     "checkpoint": RECORDS | {"ops.interface", "models", "memory"},
     # when
     "schedule": RECORDS | {"ops.interface"},

@@ -1,0 +1,106 @@
+"""Lanes on threads: each resource's queue has a thread of its own, that waits for what a task comes after."""
+
+from __future__ import annotations
+
+import queue
+import threading
+import time
+import weakref
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import torch
+
+from moelens.machine.machine import Act, Done
+from moelens.pipeline.task import Task
+
+# Runs one act; returns the bytes that it moved. `ready_seconds` is when the last thing that it waited for was done.
+Run = Callable[[Act, float], int]
+
+
+class Completion:
+    """What becomes of a task that was submitted to a thread."""
+
+    def __init__(self) -> None:
+        self.start_seconds = 0.0
+        self.end_seconds = 0.0
+        self.moved_bytes = 0
+        self._error: BaseException | None = None
+        self._done = threading.Event()
+
+    def finish(self, start_seconds: float, end_seconds: float, moved_bytes: int) -> None:
+        self.start_seconds, self.end_seconds, self.moved_bytes = start_seconds, end_seconds, moved_bytes
+        self._done.set()
+
+    def fail(self, error: BaseException) -> None:
+        self.start_seconds = self.end_seconds = time.perf_counter()
+        self._error = error
+        self._done.set()
+
+    def wait(self) -> None:
+        """Return when the task is done; raises what it raised, or what a task that it comes after raised."""
+        self._done.wait()
+        if self._error is not None:
+            raise self._error
+
+
+@dataclass(frozen=True)
+class Submission:
+    """A task that waits for its turn."""
+
+    act: Act
+    after: tuple[Done, ...]
+    completion: Completion
+    submitted_seconds: float
+
+
+Queue = queue.SimpleQueue["Submission | None"]
+
+
+class ThreadLane:
+    """A queue and the thread that empties it, which ends with the lane."""
+
+    def __init__(self, name: str, run: Run | None = None, start_thread: Callable[[], None] | None = None) -> None:
+        """`run` does an act (None: calls it); `start_thread` is called once on the new thread."""
+        self._queue: Queue = queue.SimpleQueue()
+        arguments = (self._queue, run or _call, start_thread)
+        threading.Thread(target=_work, args=arguments, name=f"moelens {name}", daemon=True).start()
+        weakref.finalize(self, self._queue.put, None)
+
+    def submit(self, task: Task, act: Act, after: Sequence[Done]) -> Completion:
+        """Queue `act`; returns at once."""
+        completion = Completion()
+        self._queue.put(Submission(act, tuple(after), completion, time.perf_counter()))
+        return completion
+
+
+def _call(act: Act, ready_seconds: float) -> int:
+    return act()
+
+
+def _work(waiting: Queue, run: Run, start_thread: Callable[[], None] | None) -> None:
+    """A thread's life. It holds no reference to its lane, so that a lane that nobody uses can end."""
+    if start_thread is not None:
+        start_thread()
+    with torch.inference_mode():  # each thread has its own
+        while (submission := waiting.get()) is not None:
+            _finish(submission, run)
+            del submission  # and with it the tensors that its act holds
+
+
+def _finish(submission: Submission, run: Run) -> None:
+    completion = submission.completion
+    try:
+        for earlier in submission.after:
+            earlier.wait()
+    except BaseException as error:  # it goes to whoever waits
+        completion.fail(error)
+        return
+    ready = max((earlier.end_seconds for earlier in submission.after), default=submission.submitted_seconds)
+    start = time.perf_counter()
+    try:
+        moved_bytes = run(submission.act, max(ready, submission.submitted_seconds))
+    except BaseException as error:
+        completion.fail(error)
+        return
+    completion.finish(start, time.perf_counter(), moved_bytes)

@@ -1,0 +1,125 @@
+"""The device's side of memory, as the pipeline sees it, and the simplest one: the host's own."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+from typing import Protocol
+
+import torch
+
+from moelens.cost.workload import StepShape
+from moelens.memory.weights import WeightStore
+from moelens.models.architecture import Weights
+from moelens.ops.interface import AttentionRows, KVLayer, Ops
+from moelens.pipeline.task import LayerLoad
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where a part's tensor of one name lands; what was there before is overwritten."""
+
+    part: int
+    name: str
+
+
+class DeviceMemory(Protocol):
+    """Weights, and the tensors that pass between host and device.
+
+    Views of weights are valid inside their `with` only. Raises CapacityError where something does not fit.
+    """
+
+    @property
+    def ops(self) -> Ops:
+        """The device's."""
+
+    @property
+    def resident(self) -> Weights:
+        """Embedding, final norm and head."""
+
+    def begin_step(self, shape: StepShape) -> tuple[LayerLoad, ...]:
+        """How each layer's weights come in a step of `shape`; the places of the step before are free again."""
+
+    def load(self, layer: int, chunk: int) -> int:
+        """Bring a layer's front (chunk 0) or a chunk of its experts (1 …), unless it is there; returns bytes moved."""
+
+    def load_experts(self, layer: int, ids: torch.Tensor) -> int:
+        """Bring the experts in ids, int32 on the host, that are not there; returns bytes moved."""
+
+    def using_front(self, layer: int) -> AbstractContextManager[Weights]:
+        """What a layer needs before its routed experts."""
+
+    def using(self, layer: int) -> AbstractContextManager[Weights]:
+        """All of a layer."""
+
+    def using_experts(self, layer: int, ids: torch.Tensor) -> AbstractContextManager[Weights]:
+        """A layer of which only the experts in ids may be read."""
+
+    def to_device(self, tensor: torch.Tensor, place: Place) -> torch.Tensor:
+        """A host tensor, contiguous, on the device; itself where both see the same memory."""
+
+    def to_host(self, tensor: torch.Tensor, place: Place) -> torch.Tensor:
+        """A device tensor, contiguous, on the host; itself where both see the same memory."""
+
+    def attend_fresh(
+        self,
+        q: torch.Tensor,
+        k: torch.Tensor,
+        v: torch.Tensor,
+        rows: AttentionRows,
+        cache: KVLayer,
+        scale: float,
+        window: int | None,
+    ) -> torch.Tensor:
+        """Attention of rows that see no keys but those of k and v; q [T, Q, D], k and v [T, K, D] -> [T, Q, D].
+
+        `cache` is the host's, in which k and v are stored already where host and device are one.
+        """
+
+
+class SharedMemory:
+    """Host and device are one: nothing moves, and every layer's weights are used where they lie."""
+
+    def __init__(self, weights: WeightStore, ops: Ops, layers: int) -> None:
+        self.ops = ops
+        self.resident = weights.resident
+        self._weights = weights
+        self._loads = (LayerLoad(),) * layers
+
+    def begin_step(self, shape: StepShape) -> tuple[LayerLoad, ...]:
+        return self._loads
+
+    def load(self, layer: int, chunk: int) -> int:
+        raise AssertionError("all weights are where they are used")
+
+    def load_experts(self, layer: int, ids: torch.Tensor) -> int:
+        raise AssertionError("all weights are where they are used")
+
+    @contextlib.contextmanager
+    def using(self, layer: int) -> Iterator[Weights]:
+        yield self._weights.layer(layer)
+
+    using_front = using
+
+    def using_experts(self, layer: int, ids: torch.Tensor) -> AbstractContextManager[Weights]:
+        return self.using(layer)
+
+    def to_device(self, tensor: torch.Tensor, place: Place) -> torch.Tensor:
+        return tensor
+
+    def to_host(self, tensor: torch.Tensor, place: Place) -> torch.Tensor:
+        return tensor
+
+    def attend_fresh(
+        self,
+        q: torch.Tensor,
+        k: torch.Tensor,
+        v: torch.Tensor,
+        rows: AttentionRows,
+        cache: KVLayer,
+        scale: float,
+        window: int | None,
+    ) -> torch.Tensor:
+        return self.ops.attention(q, cache, rows, scale, window)
