@@ -37,9 +37,7 @@ def main() -> None:
         cache = found.cache or temporary
         weights, alone = measure(found.model, "", 1)
         rest = alone[0] - weights
-        print(
-            f"weights {megabytes(weights)}; one process without sharing {megabytes(alone[0])}, so {megabytes(rest)} beside"
-        )
+        print(f"weights {megabytes(weights)}; one process alone {megabytes(alone[0])}, so {megabytes(rest)} more")
         _, shared = measure(found.model, cache, found.workers)
     total, allowed = sum(shared), weights + found.workers * rest
     print(f"{found.workers} processes sharing: " + " + ".join(map(megabytes, shared)) + f" = {megabytes(total)}")

@@ -26,6 +26,7 @@ from moelens.llm import LLM
 from moelens.outputs import CompletionOutput, Logprob, Metric, RequestOutput, RequestOutputKind, RequestStateStats
 from moelens.plan import Plan
 from moelens.sampling_params import SamplingParams
+from moelens.structured_outputs import StructuredOutputsParams
 from moelens.text.prompts import TextPrompt, TokensPrompt
 
 __version__ = "0.1.0"
@@ -47,6 +48,7 @@ __all__ = [
     "RequestOutputKind",
     "RequestStateStats",
     "SamplingParams",
+    "StructuredOutputsParams",
     "TaskError",
     "TextPrompt",
     "TokensPrompt",

@@ -75,6 +75,7 @@ class Kernels:
         window: int | None,
         out: Tensor,
     ) -> None: ...
+    def mask_logits(self, logits: Tensor, allowed: Tensor, rows: Tensor) -> None: ...
     def sample(
         self,
         logits: Tensor,

@@ -44,7 +44,7 @@ _REASONS: dict[str, str] = {
     "kv_offloading_backend": _OWN_OFFLOADING,
     "swap_space": "vLLM has removed it; the cache lies in host memory (kv_cache_memory_bytes)",
     "enable_return_routed_experts": "moelens does not return routed experts",
-    "structured_outputs_config": "moelens has no constrained decoding; see SamplingParams.allowed_token_ids",
+    "structured_outputs_config": "there is one backend, llguidance; see SamplingParams.structured_outputs",
     "profiler_config": "see get_metrics() and python -m moelens.bench",
     "attention_config": "there is one attention for each machine",
     "compilation_config": _NO_COMPILER,

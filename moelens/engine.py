@@ -102,7 +102,9 @@ class Engine:
         self._cache = KVCache(self.config, ops, blocks=plan.kv_blocks, block_tokens=plan.block_tokens)
         self._device = device or SharedMemory(weights, ops, len(self.config.layers))
         self._executor = Executor(machine)
-        self._sampler = Sampler(ops, vocab=self.config.vocab, eos_token_ids=stopping.eos_token_ids)
+        self._sampler = Sampler(
+            ops, vocab=self.config.vocab, eos_token_ids=stopping.eos_token_ids, threads=plan.threads
+        )
         self._stopping = stopping
         self._scheduler = Scheduler(plan, self._finish)
 
@@ -120,6 +122,11 @@ class Engine:
     def kv_bytes(self) -> int:
         """Bytes reserved for the key/value cache."""
         return self._cache.nbytes
+
+    @property
+    def constraint_seconds(self) -> float:
+        """Time that grammars have taken so far."""
+        return self._sampler.constraint_seconds
 
     @property
     def scheduler(self) -> Scheduler:

@@ -31,6 +31,7 @@ def engine_metrics(engine: Engine) -> list[Metric]:
         _counter("decode_rows", totals.decode_rows, "Rows that extended a request by one token."),
         _counter("prefill_seconds", totals.prefill_seconds, "Seconds of steps, the share of prompts' rows."),
         _counter("decode_seconds", totals.decode_seconds, "Seconds of steps, the share of decode rows."),
+        _counter("constraint_seconds", engine.constraint_seconds, "Seconds of steps that grammars took."),
         _counter("schedule_seconds", totals.schedule_seconds, "Seconds of steps that went into scheduling."),
     ]
     for stage, seconds in totals.stage_seconds.items():

@@ -5,6 +5,7 @@ from __future__ import annotations
 from array import array
 from typing import TYPE_CHECKING, Literal
 
+from moelens.constraint import Constraint
 from moelens.sampling_params import SamplingParams
 
 if TYPE_CHECKING:
@@ -20,13 +21,15 @@ class Request:
 
     A million of them may wait: a waiting one holds its prompt (shared by the samples of one prompt), the shared
     params and numbers, and everything that grows is made when it is first needed. `request_id` counts arrivals; `seed`
-    (64 bits) is all the randomness it has. `text_state` belongs to the stopping rules. Times are in seconds of
+    (64 bits) is all the randomness it has. `text_state` belongs to the stopping rules, `constraint`
+    to the sampler. Times are in seconds of
     `time.monotonic`, 0 until they happen.
     """
 
     __slots__ = (
         "_output_token_ids",
         "arrival_time",
+        "constraint",
         "cumulative_logprob",
         "finish_reason",
         "first_token_time",
@@ -66,6 +69,7 @@ class Request:
         self.finish_reason: FinishReason | None = None
         self.stop_reason: int | str | None = None
         self.text_state: object | None = None
+        self.constraint: Constraint | None = None
         self._output_token_ids: array[int] | None = None
 
     @property

@@ -10,6 +10,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from moelens.constraint import Grammar
 from moelens.outputs import RequestOutputKind
 from moelens.sampling_values import (
     UNSUPPORTED,
@@ -22,6 +23,7 @@ from moelens.sampling_values import (
     unique,
     wrong,
 )
+from moelens.structured_outputs import StructuredOutputsParams
 
 logger = logging.getLogger(__name__)
 
@@ -35,7 +37,8 @@ MOST_LOGPROB_TOKEN_IDS = 128
 class SamplingParams:
     """How to choose the tokens of one request and when to end it; the fields, order and defaults are vLLM's.
 
-    After construction `stop`, `stop_token_ids` and `bad_words` are lists without repetitions, and greedy sampling
+    After construction `stop`, `stop_token_ids` and `bad_words` are lists without repetitions, `structured_outputs` is a
+    StructuredOutputsParams where its fields were given, and greedy sampling
     (temperature < 1e-5) has neutral top_p, top_k and min_p. `LLM` works on a checked copy, so changing a field later
     is safe and is checked then.
 
@@ -69,7 +72,7 @@ class SamplingParams:
     output_kind: RequestOutputKind = RequestOutputKind.CUMULATIVE
     stream_interval: int | None = None
     skip_clone: bool = False
-    structured_outputs: object = None
+    structured_outputs: StructuredOutputsParams | Mapping[str, Any] | None = None
     logit_bias: Mapping[int, float] | None = None
     allowed_token_ids: Sequence[int] | None = None
     extra_args: Mapping[str, Any] | None = None
@@ -80,6 +83,7 @@ class SamplingParams:
     routed_experts_prompt_start: int = 0
     trace_decode_token_ids: Sequence[int] | None = None
     bad_words_token_ids: tuple[tuple[int, ...], ...] = field(default=(), init=False, repr=False, compare=False)
+    grammar: Grammar | None = field(default=None, init=False, repr=False, compare=False)
 
     def __new__(cls, *args: object, **kwargs: object) -> SamplingParams:
         known = [f.name for f in dataclasses.fields(cls) if f.init]
@@ -94,6 +98,8 @@ class SamplingParams:
     def normalise(self) -> None:
         """Bring all fields into their one form, and check them."""
         self._refuse_unsupported()
+        if self.structured_outputs is not None:
+            self.structured_outputs = StructuredOutputsParams.of(self.structured_outputs)
         self._list_sequences()
         self.logprobs = count_of(self.logprobs)
         self.prompt_logprobs = count_of(self.prompt_logprobs)
@@ -127,6 +133,7 @@ class SamplingParams:
         """A checked copy that shares nothing mutable with this one."""
         copy = dataclasses.replace(self)
         copy.bad_words_token_ids = self.bad_words_token_ids
+        copy.grammar = self.grammar
         return copy
 
     @property

@@ -16,7 +16,6 @@ LARGEST_BIAS = 100.0
 # name -> (the values that ask for nothing, why moelens has no other)
 UNSUPPORTED: dict[str, tuple[tuple[object, ...], str]] = {
     "flat_logprobs": ((False,), "log-probabilities are returned as a list of dicts"),
-    "structured_outputs": ((None,), "moelens has no constrained decoding; allowed_token_ids is the nearest"),
     "extra_args": ((None,), "moelens has no plugins that could read it"),
     "thinking_token_budget": ((None, -1), "moelens does not know where a model's thinking ends; use max_tokens"),
     "repetition_detection": ((None,), "use repetition_penalty, frequency_penalty or stop"),
@@ -38,7 +37,7 @@ _REMOVED = {
     "length_penalty": "moelens has no beam search; use n with a temperature",
     "early_stopping": "moelens has no beam search; use n with a temperature",
     "logits_processors": "moelens has none; use logit_bias, allowed_token_ids or bad_words",
-    "guided_decoding": "moelens has no constrained decoding; use allowed_token_ids",
+    "guided_decoding": "vLLM has renamed it structured_outputs",
     "truncate_prompt_tokens": "cut the token ids and pass them as prompt_token_ids",
     "max_new_tokens": "it is called max_tokens here",
     "do_sample": "temperature=0 is greedy, and any other samples",

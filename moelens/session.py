@@ -15,6 +15,8 @@ from moelens.progress import GenerationBar
 from moelens.request import Request, request_seed
 from moelens.results import make_output
 from moelens.sampling_params import SamplingParams
+from moelens.structured_outputs import StructuredOutputsParams
+from moelens.text.grammar import GrammarCompiler
 from moelens.text.prompts import PromptLimits, Rendered
 from moelens.text.tokenizer import Tokenizer, bad_word_sequences
 
@@ -42,6 +44,7 @@ class RequestRunner(Protocol):
     """The engine, as far as it is used here; see `moelens.engine.Engine`."""
 
     max_model_len: int
+    eos_token_ids: tuple[int, ...]
 
     @property
     def vocab(self) -> int: ...
@@ -84,6 +87,7 @@ class Session:
         self._tokenizer = tokenizer
         self._seed = seed
         self._max_logprobs = max_logprobs
+        self._grammars = None if tokenizer is None else GrammarCompiler(tokenizer, engine.vocab, engine.eos_token_ids)
         self._prompts = 0  # since the beginning
         self._requests = 0
         self._jobs: dict[int, Job] = {}  # by the ids of their unfinished requests
@@ -107,14 +111,17 @@ class Session:
         own.verify(vocab=self._engine.vocab, max_logprobs=self._max_logprobs)
         if self._tokenizer is not None:
             own.bad_words_token_ids = bad_word_sequences(self._tokenizer, own.bad_words or ())
-        elif own.stop or own.bad_words:
-            name = "stop" if own.stop else "bad_words"
+        elif needing := [name for name in ("stop", "bad_words", "structured_outputs") if getattr(own, name)]:
+            name = needing[0]
             raise ValidationError(
                 f"{name} needs a tokenizer, but skip_tokenizer_init=True was given: use stop_token_ids or "
                 "logit_bias, or leave skip_tokenizer_init out.",
                 parameter=name,
                 value=getattr(own, name),
             )
+        if own.structured_outputs is not None:
+            assert self._grammars is not None and isinstance(own.structured_outputs, StructuredOutputsParams)
+            own.grammar = self._grammars.compile(own.structured_outputs)
         return own
 
     def submit_all(

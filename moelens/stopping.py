@@ -61,6 +61,9 @@ class Stopping:
                 return Finish("stop", token_id)
         if params.stop and (stop := self._stop_string(request, token_id)) is not None:
             return Finish("stop", stop)
+        if request.constraint is not None and request.constraint.exhausted:
+            request.constraint.completed = True
+            return Finish("stop")
         if request.num_tokens >= self.max_model_len or (params.max_tokens is not None and count >= params.max_tokens):
             return Finish("length")
         return None
@@ -74,12 +77,16 @@ class Stopping:
 
 
 def final_text(decoder: Decoder, request: Request) -> str:
-    """The text of a finished request: cut at the stop string, or without the token that ended it."""
+    """The text of a finished request: cut at the stop string, or without the token that ended it.
+
+    What completed a grammar stays.
+    """
     if isinstance(request.text_state, WatchedText) and request.text_state.cut is not None:
         return request.text_state.cut
     params = request.params
     shown = request.output_token_ids
-    if request.finish_reason == "stop" and not params.include_stop_str_in_output:
+    completed = request.constraint is not None and request.constraint.completed  # all of it belongs to the text
+    if request.finish_reason == "stop" and not params.include_stop_str_in_output and not completed:
         shown = shown[:-1]
     return output_text(decoder, request.prompt_token_ids, shown, params.skip_special_tokens)
 

@@ -45,6 +45,8 @@ class FakeEngine:
     ) -> None:
         self.vocab = vocab
         self.max_model_len = max_model_len
+        self.eos_token_ids = (1,)
+        self.constraint_seconds = 0.0
         self.totals = EngineTotals()
         self.plan = Plan(step_tokens=max_requests, max_requests=max_requests, kv_blocks=4)
         self.waiting: list[Request] = []

@@ -76,7 +76,6 @@ def test_a_wrong_value_is_named(fields: dict[str, Any], message: str) -> None:
 
 UNSUPPORTED: dict[str, Any] = {
     "flat_logprobs": True,
-    "structured_outputs": {"json": {}},
     "extra_args": {"a": 1},
     "thinking_token_budget": 5,
     "repetition_detection": {"min_count": 2},

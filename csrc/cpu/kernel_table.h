@@ -147,6 +147,15 @@ struct AttentionArgs {
     int64_t window;
 };
 
+// allowed [M, V/32 rounded up], bit i of word w is token 32 w + i -> logits [R, V] at rows [M] (all in [0, R)), in
+// place.
+struct MaskArgs {
+    int64_t masks, vocab;
+    const int32_t* allowed;
+    const int32_t* rows;
+    float* logits;
+};
+
 // logits [R, V], the rest [R] -> ids [R], -1 where a row holds a NaN (or nothing finite to sample from).
 struct SampleArgs {
     int64_t rows, vocab;
@@ -180,6 +189,7 @@ struct KernelTable {
     void (*experts)(const Context&, const ExpertsArgs&);
     void (*write_kv)(const Context&, const WriteKvArgs&);
     void (*attention)(const Context&, const AttentionArgs&);
+    void (*mask_logits)(const Context&, const MaskArgs&);
     void (*sample)(const Context&, const SampleArgs&);
     void (*read_memory)(const Context&, const CeilingArgs&);
     void (*multiply_registers)(const Context&, const CeilingArgs&);

@@ -68,10 +68,10 @@ _REFUSED: Mapping[str, tuple[tuple[object, ...], str]] = {
     "echo": ((False,), "the prompt is in the input file; prompt_logprobs gives its log-probabilities"),
     "function_call": (("auto", "none"), "OpenAI has replaced it by tools"),
     "functions": (([],), "OpenAI has replaced it by tools"),
-    "guided_choice": ((), "constrained decoding is not available yet"),
-    "guided_grammar": ((), "constrained decoding is not available yet"),
-    "guided_json": ((), "constrained decoding is not available yet"),
-    "guided_regex": ((), "constrained decoding is not available yet"),
+    "guided_choice": ((), "use structured_outputs={'choice': …}"),
+    "guided_grammar": ((), "use structured_outputs={'grammar': …}"),
+    "guided_json": ((), "use structured_outputs={'json': …}"),
+    "guided_regex": ((), "use structured_outputs={'regex': …}"),
     "length_penalty": ((1.0, 1), "moelens has no beam search; use n with a temperature"),
     "logits_processors": (([],), "use logit_bias, allowed_token_ids or bad_words"),
     "max_new_tokens": ((), "it is called max_tokens here"),
@@ -115,7 +115,12 @@ def read_sampling(body: Mapping[str, Any], kind: Kind) -> dict[str, Any]:
     """
     sampling = {name: body[name] for name in _SAMPLING if body.get(name) is not None}
     if body.get("response_format") is not None:
-        sampling |= _response_format(body["response_format"])
+        form = _response_format(body["response_format"])
+        if form and "structured_outputs" in sampling:
+            raise LineError(
+                "response_format and structured_outputs mean the same: give one of them.", "response_format"
+            )
+        sampling |= form
     if kind is Kind.CHAT:
         return sampling | _chat_limit(body) | _chat_logprobs(body)
     for name in ("logprobs", "detokenize"):
@@ -150,12 +155,24 @@ def _chat_logprobs(body: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _response_format(value: Any) -> dict[str, Any]:
-    """The one place where a response format becomes a constraint of the sampling."""
+    """OpenAI's response formats as `structured_outputs`; `strict` is always so."""
     if value == _TEXT_FORMAT:
         return {}
+    kind = value.get("type") if isinstance(value, Mapping) else None
+    if kind == "json_object":
+        return {"structured_outputs": {"json_object": True}}
+    if kind == "json_schema":
+        described = value.get("json_schema")
+        schema = described.get("schema") if isinstance(described, Mapping) else None
+        if not isinstance(schema, Mapping):
+            raise LineError(
+                "response_format of type 'json_schema' needs {'json_schema': {'schema': {…}}}, "
+                f"got {_short(described)}.",
+                "response_format",
+            )
+        return {"structured_outputs": {"json": dict(schema)}}
     raise LineError(
-        f"response_format={_short(value)} is not supported yet: only {{'type': 'text'}} is. Describe the form in the "
-        "prompt and leave it out.",
+        f"response_format={_short(value)} is not supported: its type is 'text', 'json_object' or 'json_schema'.",
         "response_format",
     )
 

@@ -11,7 +11,12 @@ from pathlib import Path
 from typing import Any
 
 _CHUNK_BYTES = 1 << 20
-_VERSIONED = ("torch", "transformers", "tokenizers")  # of others' packages, those that words or sums go through
+_VERSIONED = (
+    "torch",
+    "transformers",
+    "tokenizers",
+    "llguidance",
+)  # of others' packages, those that words or sums go through
 
 CONFIG = ("config.json", "generation_config.json", "*.safetensors.index.json")
 TOKENIZER = (

@@ -234,11 +234,18 @@ class Ops(Protocol):
         """
 
     # --- tokens -------------------------------------------------------------------------------------------------------
+    def mask_logits(self, logits: torch.Tensor, allowed: torch.Tensor, rows: torch.Tensor) -> None:
+        """-inf in row rows[m] of logits [R, V] float32 wherever mask m says no. Writes `logits`.
+
+        allowed [M, V/32 rounded up] int32: bit i of word w is token 32 w + i; rows [M] int32, no two the same.
+        """
+
     def sample(self, logits: torch.Tensor, rows: SamplingRows) -> torch.Tensor:
         """logits [R, V] float32 -> token ids [R] int32.
 
-        Greedy rows take the lowest id among the largest logits. Others: divide by temperature, softmax, keep the top_k
-        largest, of these the smallest set of largest whose sum reaches top_p, of these those ≥ min_p × the largest;
-        then walk the kept tokens in ascending order of id until their sum exceeds uniform × the kept total.
+        Greedy rows take the lowest id among the largest logits. Others: divide by temperature, softmax, keep those
+        ≥ min_p × the largest, of these the top_k largest, of these the smallest set of largest whose sum reaches the
+        share top_p of theirs (as vLLM does); then walk the kept tokens in ascending order of id until their sum
+        exceeds uniform × the kept total.
         A row with a NaN, or with nothing finite to draw from, gives -1; no other row notices.
         """

@@ -217,6 +217,9 @@ class NativeOps:
         return out
 
     # --- tokens -------------------------------------------------------------------------------------------------------
+    def mask_logits(self, logits: torch.Tensor, allowed: torch.Tensor, rows: torch.Tensor) -> None:
+        self._kernels.mask_logits(logits, allowed, rows)
+
     def sample(self, logits: torch.Tensor, rows: SamplingRows) -> torch.Tensor:
         ids = torch.empty(logits.shape[0], dtype=torch.int32)
         self._kernels.sample(logits, rows.temperature, rows.top_k, rows.top_p, rows.min_p, rows.uniform, ids)

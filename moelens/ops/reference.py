@@ -170,6 +170,11 @@ class ReferenceOps:
         return out
 
     # --- tokens -------------------------------------------------------------------------------------------------------
+    def mask_logits(self, logits: torch.Tensor, allowed: torch.Tensor, rows: torch.Tensor) -> None:
+        bits = allowed[:, :, None] >> torch.arange(32, dtype=torch.int32) & 1  # [M, words, 32]
+        forbidden = bits.flatten(1)[:, : logits.shape[1]] == 0
+        logits[rows] = logits[rows].masked_fill(forbidden, float("-inf"))
+
     def sample(self, logits: torch.Tensor, rows: SamplingRows) -> torch.Tensor:
         picked = [
             _pick_greedily(row) if temperature == 0 else _pick(row.double() / temperature, top_k, top_p, min_p, uniform)
@@ -265,11 +270,12 @@ def _pick_greedily(logits: torch.Tensor) -> int:
 def _pick(logits: torch.Tensor, top_k: int, top_p: float, min_p: float, uniform: float) -> int:
     """The token that `uniform` falls on, given one row of logits [V] already divided by the temperature."""
     largest_first, ids = torch.sort(torch.softmax(logits, -1), descending=True, stable=True)
-    kept = len(ids) if top_k == 0 else min(top_k, len(ids))
+    kept = int((largest_first >= min_p * largest_first[0]).sum())
+    kept = kept if top_k == 0 else min(top_k, kept)
     if top_p < 1:
-        before = torch.cat([largest_first.new_zeros(1), largest_first.cumsum(0)[:-1]])
-        kept = min(kept, int((before < top_p).sum()))
-    kept = min(kept, int((largest_first >= min_p * largest_first[0]).sum()))
+        reached = largest_first[:kept].cumsum(0)
+        before = torch.cat([reached.new_zeros(1), reached[:-1]])
+        kept = int((before < top_p * reached[-1]).sum())
     by_id, order = ids[:kept].sort()
     reached = largest_first[:kept][order].cumsum(0)
     return int(by_id[int((reached <= uniform * float(reached[-1])).sum())])

@@ -10,6 +10,7 @@ import numpy.typing as npt
 import torch
 
 from moelens.ops.adjust import adjust, is_adjusted
+from moelens.ops.constraining import Constrainer
 from moelens.ops.interface import Ops, SamplingRows
 from moelens.outputs import Logprob
 from moelens.request import Request
@@ -18,7 +19,7 @@ RUN = 512  # logits that are looked at together to find the largest
 LEAST_TOP_P = 1e-9  # keeps one token of any vocabulary, and is not 0 in float32
 
 _NOT_FINITE = "the model's logits were not finite"
-_ALL_MASKED = "allowed_token_ids, bad_words and min_tokens together leave no token to pick"
+_ALL_MASKED = "allowed_token_ids, bad_words, min_tokens and structured_outputs together leave no token to pick"
 
 
 @dataclass(frozen=True)
@@ -36,34 +37,54 @@ class Sampler:
     Log-probabilities are those of the model itself, before any adjustment (vLLM's raw_logprobs).
     """
 
-    def __init__(self, ops: Ops, *, vocab: int, eos_token_ids: Sequence[int]) -> None:
+    def __init__(self, ops: Ops, *, vocab: int, eos_token_ids: Sequence[int], threads: int = 1) -> None:
         self._ops = ops
+        self._constrainer = Constrainer(vocab, threads)
         self._vocab = vocab
         self._eos_token_ids = tuple(token_id for token_id in eos_token_ids if token_id < vocab)
+
+    @property
+    def constraint_seconds(self) -> float:
+        """Time that grammars have taken so far, but for masking logits."""
+        return self._constrainer.seconds
 
     def sample(self, logits: torch.Tensor, requests: Sequence[Request]) -> list[SampledToken]:
         """logits [R, V] float32 on the host, which may be modified -> one token for each of R requests."""
         assert logits.shape == (len(requests), self._vocab)
-        errors: list[str | None] = [None] * len(requests)
-        raw: dict[int, torch.Tensor] = {}
         finite = torch.isfinite(logits.amax(dim=1)).tolist()  # NaN and infinity survive a maximum
-        for index, request in enumerate(requests):
-            if not finite[index]:
-                errors[index] = _NOT_FINITE
-            elif is_adjusted(request):
-                if request.params.num_logprobs is not None:
-                    raw[index] = logits[index].clone()
+        errors = [None if one else _NOT_FINITE for one in finite]
+        changed = [i for i, one in enumerate(requests) if finite[i] and (one.params.grammar or is_adjusted(one))]
+        raw = {i: logits[i].clone() for i in changed if requests[i].params.num_logprobs is not None}
+        constrained = [i for i in changed if requests[i].params.grammar]
+        self._mask(logits, requests, constrained, errors)
+        for index in changed:
+            if errors[index] is None and is_adjusted(requests[index]):
                 row = logits[index].numpy()
-                adjust(row, request, self._eos_token_ids)
+                adjust(row, requests[index], self._eos_token_ids)
                 if row.max() == -np.inf:
                     errors[index] = _ALL_MASKED
-            if errors[index] is not None:
+        for index, error in enumerate(errors):
+            if error is not None:
                 logits[index] = 0.0  # anything that can be sampled
         token_ids = self._ops.sample(logits, self._rows(requests)).tolist()
+        going_on = [i for i in constrained if errors[i] is None]
+        if going_on:
+            self._constrainer.take([requests[i] for i in going_on], [token_ids[i] for i in going_on])
         return [
             _sampled(token_ids[index], raw.get(index, logits[index]), request, errors[index])
             for index, request in enumerate(requests)
         ]
+
+    def _mask(
+        self, logits: torch.Tensor, requests: Sequence[Request], constrained: list[int], errors: list[str | None]
+    ) -> None:
+        """Forbid what the grammars of the rows `constrained` don't allow, and note which have failed."""
+        if not constrained:
+            return
+        allowed, failures = self._constrainer.masks([requests[i] for i in constrained])
+        self._ops.mask_logits(logits, allowed, torch.tensor(constrained, dtype=torch.int32))
+        for index, failure in zip(constrained, failures, strict=True):
+            errors[index] = failure
 
     def add_prompt_logprobs(self, logits: torch.Tensor, request: Request, position: int) -> None:
         """Append the log-probabilities of the prompt token at `position`, which logits [V] float32 predict."""

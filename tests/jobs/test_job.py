@@ -124,13 +124,15 @@ def test_faulty_lines_have_errors_and_the_others_results(folder: Folder, caplog:
         {"prompt": "a", "stop_token_ids": [300]},
         {"prompt": "a" * (10 << 20)},
         {"prompt": "last", "max_tokens": 1},
+        {"prompt": "a", "structured_outputs": {"regex": "a(b"}},
+        {"prompt": "a", "structured_outputs": {"json": {"type": "string", "format": "palindrome"}}},
     ]
     folder.write(lines)
     with caplog.at_level(logging.WARNING):
         report = folder.run()
     results = folder.results()
     failed = {number: result["error"] for number, result in results.items() if result["error"] is not None}
-    assert set(results) == set(range(1, 23)) - {4}, "empty lines have no result"
+    assert set(results) == set(range(1, 25)) - {4}, "empty lines have no result"
     fine = {1, 2, 7, 22}  # of a prompt without text there is still the <s>
     assert set(failed) == set(results) - fine
     assert report.failed == len(failed) and report.finished
@@ -147,6 +149,8 @@ def test_faulty_lines_have_errors_and_the_others_results(folder: Folder, caplog:
         17: "The chat template refused",
         19: "Requested sample logprobs of 21",
         21: "The decoder prompt (10485760 characters) is longer than",
+        23: "structured_outputs can't be compiled: ",
+        24: "structured_outputs can't be compiled: Unknown format: palindrome",
     }
     for number, message in expected.items():
         assert failed[number]["message"].startswith(message) or message in failed[number]["message"]

@@ -34,6 +34,7 @@ CONFIG = {
     "torch_dtype": "float32",
     "eos_token_id": 1,
 }
+FORM = {"type": "object", "properties": {"kind": {"enum": ["a", "bb"]}, "size": {"type": "integer"}}}
 SIZES = ["--load-format", "dummy", "--num-threads", "1", "--max-num-seqs", "4"]
 
 
@@ -56,6 +57,8 @@ def write_requests(path: Path, count: int, most_tokens: int) -> None:
     with path.open("w") as file:
         for i in range(count):
             body: dict[str, Any] = {"max_tokens": 1 + i * 7 % most_tokens, "temperature": 0.7 * (i % 3)}
+            if i % 5 == 0:
+                body["response_format"] = {"type": "json_schema", "json_schema": {"name": "form", "schema": FORM}}
             if i % 2:
                 body["prompt"] = f"The number {i} is"
                 line = {"custom_id": f"id-{i}", "method": "POST", "url": "/v1/completions", "body": body}

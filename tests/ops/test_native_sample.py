@@ -106,6 +106,53 @@ def test_a_wide_nucleus_is_cut_where_the_definition_cuts(isa: str, spread: float
     assert (found - expected).abs().max() < 20
 
 
+@pytest.mark.parametrize("vocab", [5, 9000])  # of which 5000 are too many to order
+def test_top_p_is_a_share_of_what_min_p_and_top_k_keep(isa: str, vocab: int) -> None:
+    ops = native_ops(isa, 1)
+    logits = torch.full((vocab,), -60.0)
+    logits[:5] = torch.tensor([0.4, 0.3, 0.15, 0.1, 0.05]).log()
+    tops = [pick(ops, logits, top_k=2, top_p=0.5, uniform=u) for u in (0.0, 0.99)]
+    assert tops == [0, 0], "0.4 is more than half of 0.7"
+    assert [pick(ops, logits, min_p=0.3, top_p=0.45, uniform=u) for u in (0.0, 0.99)] == [0, 0], "and of 0.85"
+    assert [pick(ops, logits, top_p=0.45, uniform=u) for u in (0.0, 0.99)] == [0, 1], "but not 0.45 of all"
+    flat = torch.zeros(vocab)
+    for top_k in (4, vocab * 5 // 9):
+        uniforms = (0.001, 0.499, 0.999)
+        kept = top_k // 2
+        found = [pick(ops, flat, top_k=top_k, top_p=0.5, uniform=u) for u in uniforms]
+        assert (
+            found
+            == [int(u * kept) for u in uniforms]
+            == [pick(ReferenceOps(), flat, top_k=top_k, top_p=0.5, uniform=u) for u in uniforms]
+        )
+
+
+@pytest.mark.parametrize("vocab", [1, 31, 32, 33, 100, 4097])
+def test_mask_logits_forbids_what_the_bits_forbid(isa: str, vocab: int) -> None:
+    generator = torch.Generator().manual_seed(vocab)
+    logits = torch.randn(7, vocab, generator=generator)
+    allowed = torch.randint(-(2**31), 2**31, (4, -(-vocab // 32)), generator=generator).int()
+    allowed[0], allowed[1, ::2], allowed[2] = -1, 0, 0
+    rows = torch.tensor([5, 0, 2, 6], dtype=torch.int32)
+    expected = logits.clone()
+    for mask, row in enumerate(rows.tolist()):
+        for token_id in range(vocab):
+            if not int(allowed[mask, token_id // 32]) >> token_id % 32 & 1:
+                expected[row, token_id] = -math.inf
+    for ops in (native_ops(isa, 2), ReferenceOps()):
+        found = logits.clone()
+        ops.mask_logits(found, allowed, rows)
+        assert torch.equal(found, expected)
+
+
+def test_wrong_arguments_of_mask_logits_are_named(isa: str) -> None:
+    ops, allowed, rows = native_ops(isa, 1), torch.zeros(1, 2, dtype=torch.int32), torch.zeros(1, dtype=torch.int32)
+    with pytest.raises(ValueError, match=r"mask_logits: allowed must have a bit for each of 65 tokens, found 2 words"):
+        ops.mask_logits(torch.zeros(2, 65), allowed, rows)
+    with pytest.raises(ValueError, match=r"mask_logits: rows"):
+        ops.mask_logits(torch.zeros(2, 64), allowed, rows + 2)
+
+
 def test_broken_rows_give_minus_one_and_harm_no_other(isa: str) -> None:
     ops = native_ops(isa, 2)
     logits = torch.randn(4, 100, generator=torch.Generator().manual_seed(2))

@@ -1,4 +1,4 @@
-// Binding of sample.
+// Bindings of mask_logits and sample.
 #include <limits>
 
 #include "bindings/kernels.h"
@@ -19,6 +19,21 @@ const float* check_range(Arguments& arguments, const char* name, py::handle obje
                          ", found " + std::to_string(values[i]) + " in row " + std::to_string(i));
     }
     return values;
+}
+
+void mask_logits(Kernels& self, py::handle logits, py::handle allowed, py::handle rows) {
+    Arguments arguments("mask_logits");
+    const TensorView scores = arguments.tensor("logits", logits, {"R", "V"}, {DType::kFloat32});
+    const TensorView masks = arguments.tensor("allowed", allowed, {"M", "words"}, {DType::kInt32});
+    const TensorView where = arguments.tensor("rows", rows, {"M"}, {DType::kInt32});
+    if (arguments["words"] != (arguments["V"] + 31) / 32) {
+        arguments.reject("allowed must have a bit for each of " + std::to_string(arguments["V"]) + " tokens, found " +
+                         std::to_string(arguments["words"]) + " words of 32");
+    }
+    arguments.check_indices("rows", where, arguments["R"]);
+    self.call(self.table().mask_logits,
+              MaskArgs{arguments["M"], arguments["V"], static_cast<const int32_t*>(masks.data),
+                       static_cast<const int32_t*>(where.data), static_cast<float*>(scores.data)});
 }
 
 void sample(Kernels& self, py::handle logits, py::handle temperature, py::handle top_k, py::handle top_p,
@@ -44,6 +59,7 @@ void sample(Kernels& self, py::handle logits, py::handle temperature, py::handle
 }  // namespace
 
 void bind_sample(KernelsClass& kernels) {
+    kernels.def("mask_logits", mask_logits, py::arg("logits"), py::arg("allowed"), py::arg("rows"));
     kernels.def("sample", sample, py::arg("logits"), py::arg("temperature"), py::arg("top_k"), py::arg("top_p"),
                 py::arg("min_p"), py::arg("uniform"), py::arg("out"));
 }

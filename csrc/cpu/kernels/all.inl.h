@@ -19,6 +19,7 @@
 #include "kernels/attention.inl.h"
 #include "kernels/attention_plan.inl.h"
 #include "kernels/write_kv.inl.h"
+#include "kernels/mask_logits.inl.h"
 #include "kernels/sample_order.inl.h"
 #include "kernels/sample_row.inl.h"
 #include "kernels/sample_bins.inl.h"
@@ -40,6 +41,7 @@ constexpr KernelTable kTable = {
     experts,
     write_kv,
     attention,
+    mask_logits,
     sample,
     read_memory,
     multiply_registers,

@@ -1,7 +1,7 @@
 // sample: one token for each row of logits. A row's result depends on that row alone.
 //
 // A token's weight is 2^((logit - largest) * slope), so the largest one's is 1. The kept tokens are always the first of
-// the order "largest logit first, then lowest id": top_k, top_p and min_p each say how many. Where they are few, these
+// the order "largest logit first, then lowest id": min_p, top_k and top_p each say how many. Where they are few, these
 // are found and ordered; where top_p keeps many, bins of logits tell which bin the last one is in, and that is ordered.
 
 // The `count` first tokens in order, best first, into `order`.
@@ -52,19 +52,32 @@ inline int32_t draw(const LogitRow& row, const Weighing& weigh, float uniform) {
     return static_cast<int32_t>(walk_row(row, weigh, static_cast<double>(uniform) * total));
 }
 
-// Draws from the first tokens, at most `most`, whose weights reach `reach`.
-inline int32_t draw_cut(const LogitRow& row, const Weighing& weigh, int64_t most, double reach, float uniform,
+// Draws from the first tokens, at most `most`, whose weights reach the share `top_p` of all that `most` lets through.
+inline int32_t draw_cut(LogitRow& row, const Weighing& weigh, int64_t most, float top_p, float uniform,
                         const SampleMemory& memory) {
     constexpr int64_t kFew = 64, kSorted = 4096;
+    if (top_p < 1 && most > kSorted && most < row.vocab) {  // too many to order: mask the others to know the sum
+        mask_rest(row, weigh, most, INFINITY, memory);
+        row.logits = memory.masked;
+        row.find_peaks();
+        most = row.vocab;
+    }
     const int64_t count = most <= kSorted ? most : smaller(most, kFew);
-    double reached;
     order_tokens(row, count, memory.order);
+    double reach = INFINITY, reached;
+    if (top_p < 1) {
+        if (count < most) {
+            reach = sum_weights(row, weigh);
+        } else {
+            keep_first(weigh, count, INFINITY, memory.order, &reach);
+        }
+        reach *= static_cast<double>(top_p);
+    }
     const int64_t kept = keep_first(weigh, count, reach, memory.order, &reached);
     if (count == most || kept < count || reached >= reach) return walk_order(weigh, memory.order, kept, uniform);
-    LogitRow masked = row;
-    masked.logits = memory.masked;
     mask_rest(row, weigh, most, reach, memory);
-    return draw(masked, weigh, uniform);
+    row.logits = memory.masked;
+    return draw(row, weigh, uniform);
 }
 
 inline int32_t sample_row(const SampleArgs& args, int64_t index, LogitRow& row, const SampleMemory& memory) {
@@ -76,12 +89,10 @@ inline int32_t sample_row(const SampleArgs& args, int64_t index, LogitRow& row, 
     const float slope = static_cast<float>(1.4426950408889634 / temperature), uniform = args.uniform[index];
     Weighing weigh{slope, -row.peak * slope, 0};
     if (!(fabsf(weigh.offset) < INFINITY)) return static_cast<int32_t>(row.first_peak());  // as cold as greedy
-    double reach = INFINITY;
-    if (args.top_p[index] < 1) reach = static_cast<double>(args.top_p[index]) * sum_weights(row, weigh);
     weigh.least = args.min_p[index] * weigh(row.peak);
     const bool cut_count = args.top_k[index] > 0 && args.top_k[index] < row.vocab;
-    if (!cut_count && reach == INFINITY) return draw(row, weigh, uniform);
-    return draw_cut(row, weigh, cut_count ? args.top_k[index] : row.vocab, reach, uniform, memory);
+    if (!cut_count && args.top_p[index] >= 1) return draw(row, weigh, uniform);
+    return draw_cut(row, weigh, cut_count ? args.top_k[index] : row.vocab, args.top_p[index], uniform, memory);
 }
 
 void sample(const Context& context, const SampleArgs& args) {
