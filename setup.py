@@ -1,13 +1,18 @@
 """Builds the extension modules of csrc/ with one ninja graph.
 
-MOELENS_SANITIZE=1  instrument with AddressSanitizer and UndefinedBehaviorSanitizer, for a run of the kernels' tests
-CXX, CXXFLAGS, MAX_JOBS  as usual
+MOELENS_CUDA=auto|0|1    the kernels for GPUs: where a CUDA toolkit is found (the default), never, or fail without one
+MOELENS_CUDA_ARCHS=…     their architectures, as "90" or "80 86"; "native": those of this machine's GPUs
+MOELENS_CUDA_EMU=1       build nothing but the GPU's kernels under emulation on the CPU, for tests
+MOELENS_SANITIZE=1       instrument with AddressSanitizer and UndefinedBehaviorSanitizer, for a run of the kernels' tests
+CXX, CXXFLAGS, CUDA_HOME, MAX_JOBS  as usual
 """
 
 from __future__ import annotations
 
 import fcntl
+import functools
 import os
+import shutil
 import subprocess
 import sys
 import sysconfig
@@ -18,6 +23,7 @@ from setuptools.command.build_ext import build_ext
 
 ROOT = Path(__file__).resolve().parent
 SANITIZE = os.environ.get("MOELENS_SANITIZE") == "1"
+EMULATE = os.environ.get("MOELENS_CUDA_EMU") == "1"
 
 # Without -ffp-contract=off a compiler may fuse a product and a sum in one instance of a template and not in another,
 # and a row's bits would depend on the rows beside it. Flags of instruction sets are in the sources' target regions.
@@ -25,15 +31,107 @@ COMMON = "-std=c++17 -fPIC -fvisibility=hidden -ffp-contract=off -Wall -Wextra -
 OPTIMISED = "-O3 -g0"
 INSTRUMENTED = "-O1 -g -fno-omit-frame-pointer -fsanitize=address,undefined -fno-sanitize-recover=undefined"
 
+# Compute capabilities that get machine code; anything newer is compiled from the PTX of the first when it is loaded.
+CUDA_ARCHS = ("80", "86", "89", "90", "100", "120")
+# --fmad=false is -ffp-contract=off; products by tensor cores are not affected.
+NVCC_FLAGS = (
+    "-O3 -std=c++17 --fmad=false --threads 0 -lineinfo -Xptxas -v -Werror all-warnings"
+    " -Xcompiler -fPIC,-fvisibility=hidden,-ffp-contract=off"
+)
+# The wheels of PyPI that together are a toolkit.
+CUDA_WHEELS = "nvidia-cuda-nvcc nvidia-cuda-runtime nvidia-cuda-cccl"
+
+
+class Toolkit:
+    """A CUDA toolkit: its compiler, and the folder of the runtime's static library."""
+
+    def __init__(self, home: Path) -> None:
+        self.nvcc = home / "bin" / "nvcc"
+        folders = [home / "lib64", home / "lib", *home.glob("targets/*/lib")]
+        self.libraries = next((folder for folder in folders if (folder / "libcudart_static.a").exists()), None)
+        self.headers = (home / "include" / "cuda_runtime.h").exists()
+
+    def is_complete(self) -> bool:
+        return self.nvcc.exists() and self.headers and self.libraries is not None
+
+
+def toolkit_homes() -> list[Path]:
+    """Where a toolkit may be, in the order of preference: named, on the path, installed, or wheels beside us."""
+    homes = [Path(os.environ[name]) for name in ("CUDA_HOME", "CUDA_PATH") if os.environ.get(name)]
+    nvcc = shutil.which("nvcc")
+    if nvcc:
+        homes.append(Path(nvcc).resolve().parent.parent)
+    homes.append(Path("/usr/local/cuda"))
+    for entry in dict.fromkeys(map(Path, [sysconfig.get_path("purelib"), *sys.path])):
+        homes += sorted((entry / "nvidia").glob("cu[0-9]*"), reverse=True)
+    return homes
+
+
+@functools.cache
+def find_toolkit() -> Toolkit | None:
+    """The toolkit to build with, if there is one and it is wanted; a line on stderr says why there is none."""
+    wanted = os.environ.get("MOELENS_CUDA", "auto")
+    if wanted not in ("auto", "0", "1"):
+        raise SystemExit(f"MOELENS_CUDA must be auto, 0 or 1, found {wanted!r}")
+    if wanted == "0" or EMULATE or SANITIZE:
+        return None
+    homes = toolkit_homes()
+    found = next((toolkit for toolkit in map(Toolkit, homes) if toolkit.is_complete()), None)
+    if found is None:
+        line = (
+            "moelens: no complete CUDA toolkit is at " + ", ".join(dict.fromkeys(map(str, homes))) + ", so the kernels"
+            f" for GPUs are not built; with a GPU, set CUDA_HOME or install: pip install {CUDA_WHEELS}"
+        )
+        if wanted == "1":
+            raise SystemExit(line)
+        print(line, file=sys.stderr)  # noqa: T201
+    return found
+
+
+def cuda_targets(nvcc: Path) -> list[str]:
+    """nvcc's flags for the architectures."""
+    named = os.environ.get("MOELENS_CUDA_ARCHS", "").replace(",", " ").replace(";", " ").split()
+    if named == ["native"]:
+        return ["-arch=native"]
+    known = subprocess.run([nvcc, "--list-gpu-code"], capture_output=True, text=True, check=True).stdout.split()
+    archs = named or [arch for arch in CUDA_ARCHS if f"sm_{arch}" in known]  # an older nvcc lacks the newest
+    flags = [f"-gencode=arch=compute_{arch},code=sm_{arch}" for arch in archs]
+    return [*flags, f"-gencode=arch=compute_{archs[0]},code=compute_{archs[0]}"]
+
+
+def sources(folder: str, *suffixes: str) -> list[str]:
+    found = (path for suffix in suffixes for path in (ROOT / "csrc" / folder).rglob(f"*{suffix}"))
+    return sorted(str(path.relative_to(ROOT)) for path in found)
+
 
 def extensions() -> list[Extension]:
-    """Every module that this machine can build; each is named by its folder in csrc/."""
-    sources = sorted(str(path.relative_to(ROOT)) for path in (ROOT / "csrc" / "cpu").rglob("*.cpp"))
-    return [Extension("moelens._cpu", sources=sources)]
+    """Every module that this machine can build."""
+    shared = ["csrc/cpu/checks.cpp", "csrc/cpu/tensor.cpp"]  # what bindings check arguments with
+    emulation = sources("cuda/emu", ".cpp")
+    device = [path for path in sources("cuda", ".cu", ".cpp") if path not in emulation]
+    if EMULATE:
+        return [Extension("moelens._cuda_emu", sources=[*device, *emulation, *shared])]
+    modules = [Extension("moelens._cpu", sources=sources("cpu", ".cpp"))]
+    if find_toolkit():
+        modules.append(Extension("moelens._cuda", sources=[*device, *shared]))
+    return modules
 
 
 def ninja_path(path: Path | str) -> str:
     return str(path).replace("$", "$$").replace(" ", "$ ").replace(":", "$:")
+
+
+RULES = """\
+rule compile
+  command = $cxx -MMD -MF $out.d $flags $extra -c $in -o $out
+  depfile = $out.d
+  deps = gcc
+rule compile_cuda
+  command = $nvcc -MD -MF $out.d $flags -c $in -o $out > $out.ptxas 2>&1 || (cat $out.ptxas; exit 1)
+  depfile = $out.d
+  deps = gcc
+rule link
+  command = $cxx -shared $flags -o $out $in $libraries -pthread"""
 
 
 class NinjaBuild(build_ext):
@@ -49,12 +147,10 @@ class NinjaBuild(build_ext):
     def build_all(self, folder: Path) -> None:
         import ninja
 
-        lines = [
-            "rule compile\n  command = $cxx -MMD -MF $out.d $flags -c $in -o $out\n  depfile = $out.d\n  deps = gcc",
-            "rule link\n  command = $cxx -shared $flags -o $out $in -pthread",
-            f"cxx = {os.environ.get('CXX', 'g++')}",
-            f"flags = {self.flags()}",
-        ]
+        lines = [RULES, f"cxx = {os.environ.get('CXX', 'g++')}", f"flags = {self.flags()}"]
+        toolkit = find_toolkit()
+        if toolkit:
+            lines.append(f"nvcc = {toolkit.nvcc}")
         outputs = [self.graph(extension, folder, lines) for extension in self.extensions]
         (folder / "build.ninja").write_text("\n".join([*lines, f"default {' '.join(outputs)}", ""]))
         jobs = ["-j", os.environ["MAX_JOBS"]] if "MAX_JOBS" in os.environ else []
@@ -65,24 +161,42 @@ class NinjaBuild(build_ext):
         objects = []
         for source in extension.sources:
             target = ninja_path(folder / f"{source}.o")
-            lines.append(f"build {target}: compile {ninja_path(ROOT / source)}")
+            by_nvcc = source.endswith(".cu") and not EMULATE
+            if f"build {target}: compile {ninja_path(ROOT / source)}" not in lines:  # two modules share some
+                lines.append(f"build {target}: compile{'_cuda' if by_nvcc else ''} {ninja_path(ROOT / source)}")
+                if by_nvcc:
+                    lines.append(f"  flags = {self.nvcc_flags()}")
+                elif source.endswith(".cu"):
+                    lines.append("  extra = -x c++")
             objects.append(target)
         output = Path(self.get_ext_fullpath(extension.name)).resolve()
         output.parent.mkdir(parents=True, exist_ok=True)
         lines.append(f"build {ninja_path(output)}: link {' '.join(objects)}")
+        toolkit = find_toolkit()
+        if extension.name == "moelens._cuda" and toolkit:
+            # The static runtime: imports where there is no driver, and keeps out of the way of the one that torch has.
+            lines.append(f"  libraries = -L{toolkit.libraries} -lcudart_static -ldl -lrt")
         return ninja_path(output)
 
     def folder_name(self) -> str:
         name = f"ninja-{sysconfig.get_platform()}-{sys.implementation.cache_tag}"
-        return f"{name}-sanitize" if SANITIZE else name
+        return name + ("-emulated" if EMULATE else "") + ("-sanitize" if SANITIZE else "")
 
     def flags(self) -> str:
         import pybind11
 
         includes = [f"-I{ROOT / 'csrc' / 'cpu'}"]
         includes += [f"-isystem {path}" for path in (pybind11.get_include(), sysconfig.get_path("include"))]
+        if EMULATE:
+            includes.append("-DMOELENS_CUDA_EMULATION -Wno-unknown-pragmas")
         level = INSTRUMENTED if SANITIZE else OPTIMISED
         return " ".join([level, COMMON, *includes, os.environ.get("CXXFLAGS", "")]).strip()
+
+    def nvcc_flags(self) -> str:
+        toolkit = find_toolkit()
+        assert toolkit is not None
+        compiler = ["-ccbin", os.environ["CXX"]] if "CXX" in os.environ else []
+        return " ".join([NVCC_FLAGS, *compiler, *cuda_targets(toolkit.nvcc)])
 
 
 setup(ext_modules=extensions(), cmdclass={"build_ext": NinjaBuild})

@@ -13,11 +13,13 @@ struct Torch {
     PyObject* float32 = nullptr;
     PyObject* bfloat16 = nullptr;
     PyObject* int32 = nullptr;
-    PyObject* is_cpu = nullptr;
+    PyObject* is_there = nullptr;  // is_cpu or is_cuda
     PyObject* dtype = nullptr;
     PyObject* shape = nullptr;
     PyObject* stride = nullptr;
     PyObject* data_ptr = nullptr;
+    const char* place = nullptr;
+    const char* remedy = nullptr;
 };
 
 Torch torch;
@@ -51,13 +53,16 @@ DType read_dtype(PyObject* tensor) {
 
 }  // namespace
 
-void import_torch() {
+void import_torch(Device device) {
     const py::module_ module = py::module_::import("torch");
     torch.tensor = module.attr("Tensor").cast<py::object>().release().ptr();
     torch.float32 = module.attr("float32").cast<py::object>().release().ptr();
     torch.bfloat16 = module.attr("bfloat16").cast<py::object>().release().ptr();
     torch.int32 = module.attr("int32").cast<py::object>().release().ptr();
-    torch.is_cpu = name("is_cpu");
+    const bool is_cpu = device == Device::kCpu;
+    torch.is_there = name(is_cpu ? "is_cpu" : "is_cuda");
+    torch.place = is_cpu ? "the CPU" : "a CUDA device";
+    torch.remedy = is_cpu ? ".cpu()" : ".cuda()";
     torch.dtype = name("dtype");
     torch.shape = name("shape");
     torch.stride = name("stride");
@@ -87,9 +92,9 @@ TensorView view_tensor(const char* op, const char* argument, py::handle object) 
     if (known == 0) {
         throw py::type_error(where + " must be a torch.Tensor, found " + Py_TYPE(object.ptr())->tp_name);
     }
-    if (check(PyObject_GetAttr(object.ptr(), torch.is_cpu)).ptr() != Py_True) {
-        throw py::value_error(where + " must be on the CPU, found it on " +
-                              std::string(py::str(object.attr("device"))) + "; move it with .cpu()");
+    if (check(PyObject_GetAttr(object.ptr(), torch.is_there)).ptr() != Py_True) {
+        throw py::value_error(where + " must be on " + torch.place + ", found it on " +
+                              std::string(py::str(object.attr("device"))) + "; move it with " + torch.remedy);
     }
     TensorView view;
     const py::object shape = check(PyObject_GetAttr(object.ptr(), torch.shape));

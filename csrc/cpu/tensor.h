@@ -23,10 +23,14 @@ struct TensorView {
     int64_t count() const;
 };
 
-// Must run once, when the module is imported.
-void import_torch();
+// Where a module's tensors must lie.
+enum class Device : uint8_t { kCpu, kCuda };
 
-// Throws a Python TypeError or ValueError that names `op` and `argument` unless `object` is a dense tensor on the CPU.
+// Must run once, when the module is imported.
+void import_torch(Device device = Device::kCpu);
+
+// Throws a Python TypeError or ValueError that names `op` and `argument` unless `object` is a dense tensor on the
+// module's device.
 TensorView view_tensor(const char* op, const char* argument, pybind11::handle object);
 
 std::string describe_dtype(DType dtype);
