@@ -3,7 +3,7 @@
 MOELENS_CUDA=auto|0|1    the kernels for GPUs: where a CUDA toolkit is found (the default), never, or fail without one
 MOELENS_CUDA_ARCHS=…     their architectures, as "90" or "80 86"; "native": those of this machine's GPUs
 MOELENS_CUDA_EMU=1       build nothing but the GPU's kernels under emulation on the CPU, for tests
-MOELENS_SANITIZE=1       instrument with AddressSanitizer and UndefinedBehaviorSanitizer, for a run of the kernels' tests
+MOELENS_SANITIZE=1       instrument with AddressSanitizer and UndefinedBehaviorSanitizer, to run the kernels' tests
 CXX, CXXFLAGS, CUDA_HOME, MAX_JOBS  as usual
 """
 

@@ -4,6 +4,7 @@
 #include <pybind11/pybind11.h>
 #include <pybind11/stl.h>
 
+#include <cmath>
 #include <optional>
 #include <string>
 
@@ -73,23 +74,49 @@ void bind_layer_norm(py::handle x, py::handle weight, double eps, py::handle out
     normalise("layer_norm", layer_norm, x, weight, eps, out, stream);
 }
 
-void bind_rotary(py::handle x, py::handle positions, py::handle inverse_frequencies, double magnitude, py::handle out,
-                 Stream stream) {
-    Arguments arguments("rotary");
-    const TensorView heads = arguments.tensor("x", x, {"T", "heads", "D"}, kFloating);
+// The weights of a norm over one head or over all of them; None is no norm.
+NormWeight norm_weight(Arguments& arguments, const char* name, py::handle weight, int64_t heads, DType dtype) {
+    if (weight.is_none()) return {nullptr, 1};
+    const TensorView factors = arguments.tensor(name, weight, {name}, {dtype});
+    const int64_t width = factors.shape[0], head_dim = arguments["D"];
+    if (width != head_dim && width != heads * head_dim) {
+        arguments.reject(std::string(name) + " must have D = " + std::to_string(head_dim) + " elements or " +
+                         std::to_string(heads) + " times as many, found " + std::to_string(width));
+    }
+    return {factors.data, width};
+}
+
+void bind_split_qkv(py::handle joined, py::handle positions, py::handle inverse_frequencies, double magnitude,
+                    py::handle q_norm, py::handle k_norm, double eps, std::optional<double> limit, py::handle q,
+                    py::handle k, py::handle v, Stream stream) {
+    Arguments arguments("split_qkv");
+    const TensorView rows = arguments.tensor("joined", joined, {"T", "(Q+2K)·D"}, kFloating);
+    const TensorView query = rows.dtype == DType::kFloat32 ? arguments.tensor("q", q, {"T", "Q", "D"}, kFloating)
+                                                           : arguments.tensor("q", q, {"T", "Q", "D"}, {rows.dtype});
+    const TensorView key = arguments.tensor("k", k, {"T", "K", "D"}, {query.dtype});
+    const TensorView value = arguments.like("v", v, key);
+    const int64_t width = (arguments["Q"] + 2 * arguments["K"]) * arguments["D"];
+    if (arguments["(Q+2K)·D"] != width) {
+        arguments.reject("joined must have (Q+2K)·D = " + std::to_string(width) + " columns, found " +
+                         std::to_string(arguments["(Q+2K)·D"]));
+    }
     const TensorView places = arguments.tensor("positions", positions, {"T"}, {DType::kInt32});
     const TensorView frequencies =
         arguments.tensor("inverse_frequencies", inverse_frequencies, {"R/2"}, {DType::kFloat32});
-    const TensorView result = arguments.like("out", out, heads);
     if (2 * arguments["R/2"] > arguments["D"]) {
         arguments.reject("inverse_frequencies must be at most D/2 = " + std::to_string(arguments["D"] / 2) +
                          ", found " + std::to_string(arguments["R/2"]));
     }
-    if (heads.count() == 0) return;
-    start(rotary,
-          RotaryArgs{element_of(heads), arguments["T"], arguments["heads"], arguments["D"], arguments["R/2"],
-                     heads.data, static_cast<const int32_t*>(places.data), static_cast<const float*>(frequencies.data),
-                     result.data, static_cast<float>(magnitude)},
+    if (limit && !(*limit >= 0)) arguments.reject("limit must be at least 0, found " + std::to_string(*limit));
+    const NormWeight q_weight = norm_weight(arguments, "q_norm", q_norm, arguments["Q"], query.dtype);
+    const NormWeight k_weight = norm_weight(arguments, "k_norm", k_norm, arguments["K"], query.dtype);
+    if (rows.count() == 0) return;
+    start(split_qkv,
+          SplitQkvArgs{element_of(rows), element_of(query), arguments["T"], arguments["Q"], arguments["K"],
+                       arguments["D"], arguments["R/2"], rows.data, static_cast<const int32_t*>(places.data),
+                       static_cast<const float*>(frequencies.data), static_cast<float>(magnitude), q_weight, k_weight,
+                       static_cast<float>(eps), limit ? static_cast<float>(*limit) : INFINITY, query.data, key.data,
+                       value.data},
           stream);
 }
 
@@ -166,11 +193,11 @@ void bind_experts(py::handle x, py::handle gate_up, py::handle down, int64_t wid
     require_positive(arguments, "width", width);
     const TensorView input = padded_rows(arguments, x, hidden);
     const TensorView first = arguments.storage(
-        "gate_up", gate_up,
-        {"E", divide_up(width, kPanelColumns / 2), divide_up(hidden, 2), kPanelColumns, 2}, {DType::kBFloat16});
-    const TensorView second = arguments.storage(
-        "down", down, {"E", divide_up(hidden, kPanelColumns), divide_up(width, 2), kPanelColumns, 2},
+        "gate_up", gate_up, {"E", divide_up(width, kPanelColumns / 2), divide_up(hidden, 2), kPanelColumns, 2},
         {DType::kBFloat16});
+    const TensorView second =
+        arguments.storage("down", down, {"E", divide_up(hidden, kPanelColumns), divide_up(width, 2), kPanelColumns, 2},
+                          {DType::kBFloat16});
     const TensorView chosen = arguments.tensor("ids", ids, {"T", "A"}, {DType::kInt32});
     const TensorView weights = arguments.tensor("scores", scores, {"T", "A"}, {DType::kFloat32});
     const TensorView result = arguments.tensor("out", out, {"T", hidden}, kFloating);
@@ -246,8 +273,9 @@ PYBIND11_MODULE(MODULE_NAME, module) {
                py::arg("stream"));
     module.def("layer_norm", bind_layer_norm, py::arg("x"), py::arg("weight"), py::arg("eps"), py::arg("out"),
                py::arg("stream"));
-    module.def("rotary", bind_rotary, py::arg("x"), py::arg("positions"), py::arg("inverse_frequencies"),
-               py::arg("magnitude"), py::arg("out"), py::arg("stream"));
+    module.def("split_qkv", bind_split_qkv, py::arg("joined"), py::arg("positions"), py::arg("inverse_frequencies"),
+               py::arg("magnitude"), py::arg("q_norm"), py::arg("k_norm"), py::arg("eps"), py::arg("limit"),
+               py::arg("q"), py::arg("k"), py::arg("v"), py::arg("stream"));
     module.def("route", bind_route, py::arg("logits"), py::arg("scoring"), py::arg("norm"), py::arg("ids"),
                py::arg("weights"), py::arg("stream"));
     module.def("linear", bind_linear, py::arg("x"), py::arg("weight"), py::arg("rows"), py::arg("columns"),

@@ -1,7 +1,8 @@
-// One spelling for CUDA and for its emulation on the host: launches, shared memory, bfloat16, and all PTX that there is.
+// One spelling for CUDA and for its emulation on the host: launches, shared memory, bfloat16, and all PTX that there
+// is.
 //
-// Kernels are written once and compiled twice: by nvcc, and by the host's compiler with MOELENS_CUDA_EMULATION for tests
-// that run where no GPU is (see emu/emulation.h). What only a GPU executes is the second half of this file.
+// Kernels are written once and compiled twice: by nvcc, and by the host's compiler with MOELENS_CUDA_EMULATION for
+// tests that run where no GPU is (see emu/emulation.h). What only a GPU executes is the second half of this file.
 #pragma once
 
 #include <cstdint>

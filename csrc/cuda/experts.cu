@@ -115,16 +115,15 @@ void multiply_down(const Call& call, int64_t first_column) {
 template <class Out>
 void combine(const Call& call, int64_t first_column) {
     const ExpertsArgs& args = call.args;
-    const CombineArgs<Out> combined{
-        call.at<const float>(call.workspace.terms),
-        static_cast<const Out*>(args.residual),
-        static_cast<Out*>(args.out),
-        static_cast<int>(args.active),
-        static_cast<int>(args.hidden),
-        static_cast<int>(first_column),
-        static_cast<int>(std::min(call.workspace.term_columns, args.hidden - first_column)),
-        static_cast<int>(call.workspace.term_columns),
-        args.scale};
+    const CombineArgs<Out> combined{call.at<const float>(call.workspace.terms),
+                                    static_cast<const Out*>(args.residual),
+                                    static_cast<Out*>(args.out),
+                                    static_cast<int>(args.active),
+                                    static_cast<int>(args.hidden),
+                                    static_cast<int>(first_column),
+                                    static_cast<int>(std::min(call.workspace.term_columns, args.hidden - first_column)),
+                                    static_cast<int>(call.workspace.term_columns),
+                                    args.scale};
     MOELENS_LAUNCH(combine_kernel<Out>, dim3(static_cast<unsigned>(args.tokens)), dim3(kCombineThreads), 0, call.stream,
                    combined);
     check_launch("experts (sum)");

@@ -41,8 +41,12 @@ template <class Shape>
 __device__ __forceinline__ Tile tile_of(const SortedRows& sorted, const ExpertTile& at, const unsigned char* weights,
                                         int first_panel, int panels, int inner) {
     const int steps = (inner + 1) / 2;
-    return {sorted.offsets[at.expert] + at.row_tile * Shape::kRows, sorted.offsets[at.expert + 1],
-            first_panel, panels, weights + static_cast<int64_t>(at.expert) * panels * steps * kStepBytes, steps};
+    return {sorted.offsets[at.expert] + at.row_tile * Shape::kRows,
+            sorted.offsets[at.expert + 1],
+            first_panel,
+            panels,
+            weights + static_cast<int64_t>(at.expert) * panels * steps * kStepBytes,
+            steps};
 }
 
 __device__ __forceinline__ float activate(float a, Activation activation) {
@@ -70,7 +74,7 @@ __global__ void __launch_bounds__(Shape::kThreads, Shape::kBlocksPerProcessor) g
     const int64_t stride = static_cast<int64_t>(kInnerColumns) * args.panels;
     multiply_tile<Shape>(
         tile, args.source, [&](int row) { return static_cast<int64_t>(args.sorted.order[row] / args.active); },
-        [&](int row, int panel, int column, const float(&gate)[4], const float(&up)[4]) {
+        [&](int row, int panel, int column, const float (&gate)[4], const float (&up)[4]) {
             float inner[4];
 #pragma unroll
             for (int j = 0; j < 4; ++j) inner[j] = activate(gate[j], args.activation) * up[j];
@@ -96,7 +100,7 @@ __global__ void __launch_bounds__(Shape::kThreads, Shape::kBlocksPerProcessor) d
     const Tile tile = tile_of<Shape>(args.sorted, at, args.down, first_panel, args.panels, args.width);
     multiply_tile<Shape>(
         tile, args.source, [](int row) { return static_cast<int64_t>(row); },
-        [&](int row, int panel, int column, const float(&first)[4], const float(&second)[4]) {
+        [&](int row, int panel, int column, const float (&first)[4], const float (&second)[4]) {
             const int pair = args.sorted.order[row];
             const float score = args.scores[pair];
             float a[4], b[4];

@@ -8,13 +8,20 @@ namespace moelens {
 namespace {
 
 KvRows rows_of(const KvArgs& args) {
-    return {static_cast<Bf16*>(args.k),      static_cast<Bf16*>(args.v),        static_cast<Bf16*>(args.keys),
-            static_cast<Bf16*>(args.values), args.slots,                        static_cast<int>(args.tokens),
-            static_cast<int>(args.kv_heads), static_cast<int>(args.head_dim),   static_cast<int>(args.block_tokens)};
+    return {static_cast<Bf16*>(args.k),
+            static_cast<Bf16*>(args.v),
+            static_cast<Bf16*>(args.keys),
+            static_cast<Bf16*>(args.values),
+            args.slots,
+            static_cast<int>(args.tokens),
+            static_cast<int>(args.kv_heads),
+            static_cast<int>(args.head_dim),
+            static_cast<int>(args.block_tokens)};
 }
 
 dim3 blocks_of(const KvArgs& args) {
-    return dim3(static_cast<unsigned>(divide_rounding_up(args.tokens, kTileTokens)), static_cast<unsigned>(args.kv_heads));
+    return dim3(static_cast<unsigned>(divide_rounding_up(args.tokens, kTileTokens)),
+                static_cast<unsigned>(args.kv_heads));
 }
 
 }  // namespace

@@ -32,17 +32,29 @@ struct NormArgs {
 void rms_norm(const NormArgs& args, Stream stream);
 void layer_norm(const NormArgs& args, Stream stream);
 
-// x [T, heads, D], positions [T], inverse_frequencies [pairs] -> out
-struct RotaryArgs {
-    Element element;
-    int64_t rows, heads, head_dim, pairs;
-    const void* x;
+// What a norm multiplies by: `width` elements, and the root mean square is taken over as many. Null: no norm.
+struct NormWeight {
+    const void* data;
+    int64_t width;
+};
+
+// joined [T, (Q + 2K) D], positions [T], inverse_frequencies [pairs] -> q [T, Q, D], k, v [T, K, D]: q and k
+// normalised, all held to [-limit, limit], then elements i and i + pairs of each head of q and k turned.
+struct SplitQkvArgs {
+    Element joined_element;  // element, or float32
+    Element element;         // of the norms' weights, q, k and v
+    int64_t rows, query_heads, kv_heads, head_dim, pairs;
+    const void* joined;
     const int32_t* positions;
     const float* inverse_frequencies;
-    void* out;
     float magnitude;
+    NormWeight q_norm, k_norm;
+    float eps, limit;
+    void* q;
+    void* k;
+    void* v;
 };
-void rotary(const RotaryArgs& args, Stream stream);
+void split_qkv(const SplitQkvArgs& args, Stream stream);
 
 // logits [T, E] -> ids [T, A], weights [T, A]; norm 0: the weights are left as they are.
 constexpr int64_t kMaxExperts = 512, kMaxActive = 32;

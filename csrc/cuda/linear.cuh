@@ -61,7 +61,7 @@ __global__ void __launch_bounds__(Shape::kThreads, Shape::kBlocksPerProcessor) l
     const Tile tile{first_row, args.rows, first_panel, panels, args.panels, (args.inner + 1) / 2};
     multiply_tile<Shape>(
         tile, args.source, [](int row) { return static_cast<int64_t>(row); },
-        [&](int row, int panel, int column, const float(&first)[4], const float(&second)[4]) {
+        [&](int row, int panel, int column, const float (&first)[4], const float (&second)[4]) {
             const int at = panel * kPanelColumns + column;
             if (at < args.columns) write_linear(args, row, at, first);
             if (at + 16 < args.columns) write_linear(args, row, at + 16, second);

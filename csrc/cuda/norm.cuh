@@ -78,7 +78,8 @@ __device__ __forceinline__ void write_normed(const NormRows<X, T>& args, int64_t
 
 template <class Team, bool Centred, class X, class T>
 __global__ void __launch_bounds__(kNormThreads) norm_kernel(NormRows<X, T> args) {
-    const int64_t row = static_cast<int64_t>(blockIdx.x) * (kNormThreads / Team::kThreads) + threadIdx.x / Team::kThreads;
+    const int64_t row =
+        static_cast<int64_t>(blockIdx.x) * (kNormThreads / Team::kThreads) + threadIdx.x / Team::kThreads;
     if (row >= args.rows) return;
     const int thread = threadIdx.x % Team::kThreads;
     const X* x = args.x + row * args.width;

@@ -8,11 +8,11 @@
 //   column g of fragment j (0 … 3)  is  column 4 * (g / 2) + j of the panel      for even g,
 //                                       column 16 + 4 * (g / 2) + j              for odd g.
 //
-// A lane then holds the sums of columns 4 p + j and 16 + 4 p + j, p = lane % 4: neighbours to store, and, where the panel
-// is 16 gates and 16 ups, each gate beside its up.
+// A lane then holds the sums of columns 4 p + j and 16 + 4 p + j, p = lane % 4: neighbours to store, and, where the
+// panel is 16 gates and 16 ups, each gate beside its up.
 //
-// A sum takes its terms in ascending order of k, 16 at a time, whatever the tile's shape: a row's bits depend neither on
-// the rows beside it nor on their number.
+// A sum takes its terms in ascending order of k, 16 at a time, whatever the tile's shape: a row's bits depend neither
+// on the rows beside it nor on their number.
 #pragma once
 
 #include "element.cuh"
@@ -97,7 +97,9 @@ class TileLoader {
     }
 
   private:
-    static __device__ int tile_row(int load) { return (static_cast<int>(threadIdx.x) + load * Shape::kThreads) / kRowChunks; }
+    static __device__ int tile_row(int load) {
+        return (static_cast<int>(threadIdx.x) + load * Shape::kThreads) / kRowChunks;
+    }
 
     Tile tile_;
     int columns_, chunk_;
@@ -164,8 +166,7 @@ __device__ __forceinline__ void multiply_tile(const Tile& tile, const SourceRows
     for (int i = 0; i < Shape::kRowFragments; ++i) {
 #pragma unroll
         for (int half = 0; half < 2; ++half) {
-            const int row =
-                tile.first_row + (warp / kTilePanels * Shape::kRowFragments + i) * 16 + half * 8 + lane / 4;
+            const int row = tile.first_row + (warp / kTilePanels * Shape::kRowFragments + i) * 16 + half * 8 + lane / 4;
             if (row >= tile.end_row) continue;
             float first[4], second[4];
 #pragma unroll
@@ -176,9 +177,9 @@ __device__ __forceinline__ void multiply_tile(const Tile& tile, const SourceRows
 }
 
 // The shapes of tiles: for a few rows, where weights are what takes time, and for many.
-using FewRows = TileShape<1, 1, 4>;    // 16
-using SomeRows = TileShape<2, 2, 3>;   // 64
-using ManyRows = TileShape<2, 4, 3>;   // 128
+using FewRows = TileShape<1, 1, 4>;   // 16
+using SomeRows = TileShape<2, 2, 3>;  // 64
+using ManyRows = TileShape<2, 4, 3>;  // 128
 
 // Calls f(a shape) for `rows` rows in each of the groups.
 template <class F>

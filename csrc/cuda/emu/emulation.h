@@ -1,11 +1,12 @@
 // Runs the kernels of csrc/cuda on the CPU, so that tests execute them where no GPU is.
 //
 // Each CUDA thread is a fiber. The fibers of a block run one at a time on one thread of the process, and switch only
-// where they meet: at a barrier of the block or a collective of a warp. The order between meetings is drawn from a seed,
-// so what is not ordered by a meeting shows as a result that depends on the seed (and as a race under
+// where they meet: at a barrier of the block or a collective of a warp. The order between meetings is drawn from a
+// seed, so what is not ordered by a meeting shows as a result that depends on the seed (and as a race under
 // ThreadSanitizer). Errors end the launch with kernel, block, thread and line: a barrier that not all threads reach, a
 // collective that not all lanes of its mask reach, an address that is not aligned, a launch beyond the limits, shared
-// memory written past its end. Shared memory starts as NaN, and so does the destination of a copy until it is waited for.
+// memory written past its end. Shared memory starts as NaN, and so does the destination of a copy until it is waited
+// for.
 //
 // What it can't show: speed, the memory model within a warp, and what a GPU makes of the PTX in device.h.
 #pragma once
@@ -114,7 +115,7 @@ void allow_dynamic_shared(const void* kernel, int bytes);
 #define MOELENS_SHARED(type, name, count) \
     static const char name##_site = 0;    \
     type* const name = static_cast<type*>(moelens::emulation::shared_memory(&name##_site, sizeof(type) * (count)))
-#define MOELENS_LAUNCH(kernel, grid, block, shared_bytes, stream, ...)                                          \
+#define MOELENS_LAUNCH(kernel, grid, block, shared_bytes, stream, ...)                                           \
     (static_cast<void>(stream), moelens::emulation::launch(reinterpret_cast<const void*>(kernel), #kernel, grid, \
                                                            block, shared_bytes, [=] { (kernel)(__VA_ARGS__); }))
 

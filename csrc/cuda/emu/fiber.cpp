@@ -45,8 +45,8 @@ void switch_stack(void*& saved, void* next) {
 
 void* first_frame(char* stack, size_t bytes, void (*entry)()) {
     void** top = reinterpret_cast<void**>(stack + bytes - 64);
-    *--top = nullptr;                           // the entry finds its stack aligned as after a call
-    *--top = reinterpret_cast<void*>(entry);    // where the first switch returns to
+    *--top = nullptr;                              // the entry finds its stack aligned as after a call
+    *--top = reinterpret_cast<void*>(entry);       // where the first switch returns to
     for (int i = 0; i < 6; ++i) *--top = nullptr;  // the registers
     return top;
 }
@@ -88,15 +88,15 @@ Fibers::~Fibers() {
 
 void* Fibers::prepare(size_t number, void (*entry)()) {
     while (stacks_.size() <= number) {
-        void* stack = mmap(nullptr, kStackBytes, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE,
-                           -1, 0);
+        void* stack =
+            mmap(nullptr, kStackBytes, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
         if (stack == MAP_FAILED) throw std::bad_alloc();
         stacks_.push_back(static_cast<char*>(stack));
     }
 #if defined(MOELENS_RACE_CHECK)
     // A new mapping, or the fiber before would seem to share its variables with this one.
-    mmap(stacks_[number], kStackBytes, PROT_READ | PROT_WRITE,
-         MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE | MAP_FIXED, -1, 0);
+    mmap(stacks_[number], kStackBytes, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE | MAP_FIXED,
+         -1, 0);
 #endif
     return first_frame(stacks_[number], kStackBytes, entry);
 }

@@ -1,7 +1,7 @@
 // The emulation's scheduler: runs a launch block by block, and a block's threads from meeting to meeting.
 //
-// For a race check this file is compiled with MOELENS_RACE_CHECK but without -fsanitize=thread, and the kernels with it:
-// every CUDA thread is then a fiber of ThreadSanitizer, ordered by nothing but the meetings.
+// For a race check this file is compiled with MOELENS_RACE_CHECK but without -fsanitize=thread, and the kernels with
+// it: every CUDA thread is then a fiber of ThreadSanitizer, ordered by nothing but the meetings.
 #include "emulation.h"
 
 #include <algorithm>
@@ -114,7 +114,8 @@ void make_ready(Launch& run, Thread& thread) {
 
 std::string describe(const Thread& thread) {
     const std::string what = thread.state == State::kAtBarrier ? "__syncthreads" : thread.collective;
-    return "thread " + std::to_string(thread.number) + " waits at " + what + " (line " + std::to_string(thread.line) + ")";
+    return "thread " + std::to_string(thread.number) + " waits at " + what + " (line " + std::to_string(thread.line) +
+           ")";
 }
 
 std::string describe_deadlock(const Launch& run) {
@@ -229,8 +230,10 @@ void fail(const std::string& what) {
 void meet_at_barrier(int line) {
     Launch& run = *running_launch;
     current->line = line;
-    if (run.running < run.threads.size()) fail("a barrier that ended threads don't reach (line " + std::to_string(line) + ")");
-    // Two marks in turn: a thread that is at the next barrier already must not be ordered before one that leaves this one.
+    if (run.running < run.threads.size())
+        fail("a barrier that ended threads don't reach (line " + std::to_string(line) + ")");
+    // Two marks in turn: a thread that is at the next barrier already must not be ordered before one that leaves this
+    // one.
     WATCH(char* mark = &run.race_block[run.barriers & 1]; __tsan_release(mark);)
     if (++run.at_barrier < run.threads.size()) {
         wait(State::kAtBarrier);
@@ -238,7 +241,8 @@ void meet_at_barrier(int line) {
         run.at_barrier = 0;
         ++run.barriers;
         for (Thread& thread : run.threads) {
-            if (thread.line != line) fail("threads meet at different barriers: " + describe(thread) + ", line " + std::to_string(line));
+            if (thread.line != line)
+                fail("threads meet at different barriers: " + describe(thread) + ", line " + std::to_string(line));
             if (&thread != current) make_ready(run, thread);
         }
     }
