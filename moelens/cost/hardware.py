@@ -82,6 +82,7 @@ class HardwareSpec:
     to_host_bytes_per_second: float = math.inf
     step_seconds: float = 0.0
     row_seconds: float = 0.0
+    fresh_seconds_per_byte: float = 0.0
     device_shares_memory: bool = False
     bytes_per_second_by_threads: tuple[float, ...] = ()
     sources: Mapping[str, str] = field(default_factory=dict)

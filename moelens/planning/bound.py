@@ -9,7 +9,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from moelens.cost.hardware import HardwareSpec
-from moelens.cost.work import EVEN, RoutingLoad, Work, model_weight_bytes, stage_work
+from moelens.cost.work import EVEN, RoutingLoad, Work, layer_weight_bytes, stage_work
 from moelens.cost.workload import StepShape
 from moelens.models.config import ModelConfig, MoEFFN
 from moelens.pipeline.task import Stage
@@ -122,7 +122,7 @@ def bound(
         limit=limit,
         limits=limits,
         step_tokens=tokens,
-        stream_seconds=per_token.streamed_bytes(tokens) / hardware.weights_bytes_per_second,
+        stream_seconds=per_token.streamed_bytes / hardware.weights_bytes_per_second,
         turning_kv_bytes=turning,
     )
 
@@ -138,7 +138,8 @@ class _Demand:
         one = StepShape(decode_tokens=1, logit_rows=1)
         products = self._total(lambda layer: _products(config, layer, one, routing)).flops
         head = stage_work(Stage.LOGITS, config, 0, one).flops * generated_share(prompt, output)
-        self.flops = products + head
+        computed = 1 - 1 / (prompt + output)  # the last token of a request is not
+        self.flops = products * computed + head
         keys = (output - 1) * (prompt + output / 2 + 0.5)  # seen by the decodes of one request
         seen = StepShape(decode_tokens=1, decode_context=1)
         read = self._total(lambda layer: stage_work(Stage.ATTEND_DECODES, config, layer, seen))
@@ -146,17 +147,18 @@ class _Demand:
         share = 0.0 if windowed else keys / (prompt + output)  # of a window nothing is known here: no bound by it
         self.kv_bytes, self.attention_flops = read.kv_bytes * share, read.flops * share
 
-    def streamed_bytes(self, tokens: float) -> float:
-        """Bytes of weights that a pass of so many tokens needs: all over a link, the touched ones from memory."""
+    @property
+    def streamed_bytes(self) -> float:
+        """Bytes of weights that a pass needs at the least: all layers' over a link, from memory those of one token."""
+        layers = range(len(self._config.layers))
         if self._hardware.device is not None:
-            return float(model_weight_bytes(self._config) - 2 * self._head_bytes)
-        shape = StepShape(decode_tokens=max(1, round(tokens)))
-        layers = self._total(lambda layer: _products(self._config, layer, shape, self._routing))
-        return layers.weight_bytes + self._head_bytes
+            return float(sum(layer_weight_bytes(self._config, layer) for layer in layers))
+        one = StepShape(decode_tokens=1)
+        return self._total(lambda layer: _products(self._config, layer, one, self._routing)).weight_bytes
 
     def limits(self, tokens: float) -> dict[str, float]:
         """Tokens per second by resource, with so many tokens in a pass."""
-        hardware, streamed = self._hardware, self.streamed_bytes(tokens)
+        hardware, streamed = self._hardware, self.streamed_bytes
         limits = {"compute": hardware.computing.flops_per_second / self.flops}
         if hardware.device is not None:
             limits["link"] = tokens * hardware.to_device_bytes_per_second / streamed
@@ -175,10 +177,6 @@ class _Demand:
             middle = (low * high) ** 0.5
             low, high = (low, middle) if min(self.limits(middle).values()) >= goal else (middle, high)
         return high
-
-    @property
-    def _head_bytes(self) -> float:
-        return float(self._config.vocab * self._config.hidden * self._config.dtype.itemsize)
 
     def _total(self, work: Callable[[int], Work]) -> Work:
         total = Work()

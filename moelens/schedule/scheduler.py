@@ -113,7 +113,7 @@ class Scheduler:
         """The next step's chunks, a list per part, without laying them out; none when no request is left."""
         chunks, preempted = self._decode_chunks()
         budget = self._plan.step_tokens - len(chunks)
-        for running in self._running:
+        for running in self._running if len(chunks) < len(self._running) else ():
             if running.pending > 1 and budget > 0:
                 chunks.append(Chunk(running, min(running.pending, budget)))
                 budget -= chunks[-1].count
@@ -154,14 +154,16 @@ class Scheduler:
         while position < len(self._running):
             running = self._running[position]
             position += 1
-            if running.pending != 1:
+            tokens = running.request.num_tokens
+            if tokens - running.cached != 1:
                 continue
-            while self._tables.missing(running.row, running.request.num_tokens) > self._pool.free:
-                preempted = True
-                self._preempt(self._running[-1])
-                if position > len(self._running):
-                    return chunks, True  # it was the youngest itself
-            self._tables.grow(running.row, running.request.num_tokens)
+            if self._tables.missing(running.row, tokens):
+                while self._tables.missing(running.row, tokens) > self._pool.free:
+                    preempted = True
+                    self._preempt(self._running[-1])
+                    if position > len(self._running):
+                        return chunks, True  # it was the youngest itself
+                self._tables.grow(running.row, tokens)
             chunks.append(Chunk(running, 1))
         return chunks, preempted
 

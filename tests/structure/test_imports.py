@@ -55,6 +55,10 @@ ALLOWED: dict[str, set[str]] = {
     "pipeline": RECORDS | {"cost", "ops.interface", "models.architecture", "memory", "machine", "schedule.batch"},
     # which configuration
     "planning": RECORDS | {"cost", "schedule", "pipeline", "machine.simulated"},
+    "planning.reading": {"memory"},
+    "planning.probe": RECORDS
+    | {"cost", "ops", "ops.interface", "models", "models.architecture", "memory", "machine", "checkpoint"}
+    | {"schedule", "schedule.batch", "pipeline", "planning", "planning.reading"},
     "machine.simulated": RECORDS,
     # all of it together
     "engine": RECORDS

@@ -1,0 +1,127 @@
+"""The machine that only keeps time: tasks run on clocks, no tensor exists, and memory is shared as it is in earnest."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+
+from moelens.pipeline.task import Resource, Task
+
+SECONDS = 1e-15  # what is left of a task that counts as nothing
+
+Need = tuple[float, float]  # of a task: seconds where nothing else runs, and bytes of the host's memory that it moves
+
+# Which resources have a lane of their own. Where they share one, tasks run one after another.
+ONE_LANE: Mapping[Resource, int] = dict.fromkeys(Resource, 0)
+LANES: Mapping[Resource, int] = {resource: index for index, resource in enumerate(Resource)}
+
+
+@dataclass(frozen=True)
+class StepTimes:
+    """A simulated step: its length, when each task began and ended, and how long each resource was at work.
+
+    `stretched_seconds` is by how much the tasks together took longer than alone, as memory was not enough for all.
+    """
+
+    seconds: float
+    begins: tuple[float, ...]
+    ends: tuple[float, ...]
+    busy_seconds: Mapping[Resource, float]
+    stretched_seconds: float
+
+
+class SimulatedMachine:
+    """In-order lanes, as a real machine has them, and one memory behind them.
+
+    Each lane runs its tasks in the order of submission, each when all that it comes after has ended. While the tasks
+    that run would together move more than `host_bytes_per_second`, those that use the host's memory all advance at the
+    same share of their own speed.
+    """
+
+    def __init__(self, lanes: Mapping[Resource, int], host_bytes_per_second: float) -> None:
+        self._lanes = lanes
+        self._rate = host_bytes_per_second
+
+    def run(self, tasks: Sequence[Task], need: Callable[[Task], Need]) -> StepTimes:
+        """The times of one step's tasks, given in an order in which they may be submitted."""
+        if len(set(self._lanes.values())) == 1:
+            return _one_after_another(tasks, need)
+        return _Clock(tasks, need, self._lanes, self._rate).run()
+
+
+def _one_after_another(tasks: Sequence[Task], need: Callable[[Task], Need]) -> StepTimes:
+    begins: list[float] = []
+    ends: list[float] = []
+    busy = dict.fromkeys(Resource, 0.0)
+    now = 0.0
+    for task in tasks:
+        seconds = need(task)[0]
+        begins.append(now)
+        now += seconds
+        ends.append(now)
+        busy[task.stage.resource] += seconds
+    return StepTimes(now, tuple(begins), tuple(ends), busy, 0.0)
+
+
+class _Running:
+    """A task under way: seconds left were it alone, and the bytes per second that it then moves."""
+
+    __slots__ = ("bytes_per_second", "left", "task")
+
+    def __init__(self, task: Task, seconds: float, nbytes: float) -> None:
+        self.task = task
+        self.left = seconds
+        self.bytes_per_second = nbytes / seconds if seconds > 0 else 0.0
+
+
+class _Clock:
+    def __init__(
+        self, tasks: Sequence[Task], need: Callable[[Task], Need], lanes: Mapping[Resource, int], rate: float
+    ) -> None:
+        self._need = need
+        self._rate = rate
+        self._queues: dict[int, list[Task]] = {lane: [] for lane in set(lanes.values())}
+        for task in reversed(tasks):
+            self._queues[lanes[task.stage.resource]].append(task)  # the next one is the last
+        self._running: dict[int, _Running] = {}
+        self._begins = [0.0] * len(tasks)
+        self._ends: list[float | None] = [None] * len(tasks)
+        self._busy = dict.fromkeys(Resource, 0.0)
+        self._alone = 0.0
+        self._now = 0.0
+
+    def run(self) -> StepTimes:
+        self._begin_what_can()
+        while self._running:
+            self._advance()
+            self._begin_what_can()
+        ends = tuple(end for end in self._ends if end is not None)
+        assert len(ends) == len(self._ends), "a task waits for one behind it: the order was not topological"
+        stretched = sum(self._busy.values()) - self._alone
+        return StepTimes(self._now, tuple(self._begins), ends, self._busy, stretched)
+
+    def _begin_what_can(self) -> None:
+        for lane, queue in self._queues.items():
+            if lane in self._running or not queue:
+                continue
+            task = queue[-1]
+            if all(self._ends[earlier] is not None for earlier in task.after):
+                queue.pop()
+                seconds, nbytes = self._need(task)
+                self._begins[task.id] = self._now
+                self._alone += seconds
+                self._running[lane] = _Running(task, seconds, nbytes)
+
+    def _advance(self) -> None:
+        """To the next end of a task."""
+        running = self._running.values()
+        wanted = sum(one.bytes_per_second for one in running)
+        share = min(1.0, self._rate / wanted) if wanted else 1.0
+        elapsed = min(one.left / (share if one.bytes_per_second else 1.0) for one in running)
+        self._now += elapsed
+        for lane, one in list(self._running.items()):
+            one.left -= elapsed * (share if one.bytes_per_second else 1.0)
+            self._busy[one.task.stage.resource] += elapsed
+            if one.left <= SECONDS:
+                self._ends[one.task.id] = self._now
+                del self._running[lane]

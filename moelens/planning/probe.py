@@ -1,0 +1,245 @@
+"""Measures this machine in under a minute: a few layers of a model, with random weights, by the tasks of real steps.
+
+Every curve comes from the same actions that a run executes, so whatever makes them faster shows here.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import statistics
+import time
+from array import array
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+
+import torch
+
+from moelens.checkpoint.random import random_weights
+from moelens.cost.hardware import Curve, HardwareSpec, Processor
+from moelens.cost.seconds import ATTEND_CALL, ATTEND_ONE, ROW_WISE, STORE_DECODES, STORE_PREFILLS
+from moelens.cost.work import layer_weight_bytes, stage_work
+from moelens.cost.workload import StepShape
+from moelens.machine.cpu import CpuMachine
+from moelens.memory.kv_cache import KVCache, kv_block_bytes
+from moelens.models.architecture import Architecture
+from moelens.ops.native import NativeOps
+from moelens.ops.sampling import Sampler
+from moelens.pipeline.actions import Actions
+from moelens.pipeline.executor import Executor
+from moelens.pipeline.step import step_tasks
+from moelens.pipeline.task import Stage
+from moelens.plan import Plan
+from moelens.planning.reading import fresh_seconds_per_byte, read_bytes_per_second
+from moelens.request import Request
+from moelens.sampling_params import SamplingParams
+from moelens.schedule.batch import Batch, Chunk, LogitRow, Running, make_batch
+from moelens.schedule.blocks import BlockPool, BlockTables
+from moelens.schedule.prefix import BlockKeys
+from moelens.schedule.scheduler import Scheduler
+
+BLOCK_TOKENS = 32
+COLD_BYTES = 512 << 20  # of weights, so that no layer is still in a cache when its turn comes again
+CACHE_BYTES = 2 << 30
+CACHE_TOKENS = 32768  # of context in all, most of which no cache of the processor holds
+DECODE_ROWS = (1, 2, 4, 8, 16, 32, 64, 128, 256)
+PREFILL_ROWS = (16, 64, 256, 512, 1024, 2048)
+CONTEXTS = (16, 64, 256, 1024, 4096)
+MANY_ROWS = 512  # of prompts, beside which what a call of attention costs of itself is nothing
+PROMPTS = (16, 32, 64, 128, 256, 1024, 2048)
+PROMPT_BLOCKS = PROMPTS[-1] // BLOCK_TOKENS  # of the cache, which prompts write and decodes don't read
+SCHEDULED = 64  # requests of the larger step whose scheduling is timed
+DECODE_CONTEXT = 96  # of the steps in which only the number of rows is varied
+
+
+@dataclass(frozen=True)
+class Sample:
+    """One measured step: seconds per layer of each stage (LOGITS: in all), and seconds outside of the tasks."""
+
+    shape: StepShape
+    seconds: Mapping[Stage, float]
+    outside_seconds: float
+
+
+def probe(architecture: Architecture, ops: NativeOps, *, budget_seconds: float = 30.0) -> HardwareSpec:
+    """Measure this machine on layers of `architecture`; repeats are cut so that it takes about `budget_seconds`."""
+    bench = ProbeBench(architecture, ops)
+    samples = list(bench.measure(budget_seconds))
+    outside = bench.scheduling_seconds()
+    fresh = fresh_seconds_per_byte()
+    by_threads = tuple(read_bytes_per_second(threads) for threads in range(1, ops.threads + 1))
+    spec = summarise(bench.architecture, samples, by_threads)
+    return dataclasses.replace(spec, step_seconds=outside[0], row_seconds=outside[1], fresh_seconds_per_byte=fresh)
+
+
+class ProbeBench:
+    """A few layers, a cache full of something, and what runs a step of any shape on them."""
+
+    def __init__(self, architecture: Architecture, ops: NativeOps) -> None:
+        self.architecture = truncate(architecture, layers_for_cold(architecture))
+        config = self.architecture.config
+        self._ops = ops
+        self._weights = random_weights(self.architecture, ops, seed=0, threads=ops.threads)
+        block_bytes = kv_block_bytes(config, ops, BLOCK_TOKENS)
+        self._blocks = max(
+            CONTEXTS[-1] // BLOCK_TOKENS + 1, min(CACHE_TOKENS // BLOCK_TOKENS, (2 << 30) // block_bytes)
+        )
+        self._cache = KVCache(config, ops, blocks=self._blocks, block_tokens=BLOCK_TOKENS)
+        for layer in self._cache.layers:  # pages that nobody wrote are one page of zeros, which a cache would hold
+            layer.keys.fill_(0.01)
+            layer.values.fill_(0.01)
+        self._executor = Executor(CpuMachine())
+        self._sampler = Sampler(ops, vocab=config.vocab, eos_token_ids=())
+        self._plan = Plan(step_tokens=PREFILL_ROWS[-1], max_requests=PREFILL_ROWS[-1], kv_blocks=self._blocks)
+        self._generator = torch.Generator().manual_seed(0)
+
+    def measure(self, budget_seconds: float) -> Iterator[Sample]:
+        """Samples of every shape, those that take longest being repeated least."""
+        shapes = list(self._shapes())
+        begin = time.perf_counter()
+        once = [self.run(*shape) for shape in shapes]  # warm the threads and the allocator up
+        once = [self.run(*shape) for shape in shapes]
+        spent = time.perf_counter() - begin
+        rounds = max(2, min(7, int(budget_seconds / (spent / 2)) - 2))
+        repeats = [[first] for first in once]
+        for _ in range(rounds):  # in turns, so that a slow moment does not fall on one shape alone
+            for index, shape in enumerate(shapes):
+                repeats[index].append(self.run(*shape))
+        for several in repeats:
+            yield _median(several)
+
+    def run(self, requests: int, cached: int, rows: int) -> Sample:
+        """One step of `requests` requests, each with `rows` new tokens after `cached` ones."""
+        batch = self._batch(requests, cached, rows)
+        begin = time.perf_counter()
+        with torch.inference_mode():
+            actions = Actions([batch], self.architecture, self._weights, self._cache, self._ops, self._pick)
+            layers = len(self.architecture.config.layers)
+            tasks = step_tasks([batch.shape], layers, self._plan)
+            timeline = self._executor.run(tasks, actions)
+        elapsed = time.perf_counter() - begin
+        seconds = timeline.stage_seconds()
+        in_tasks = sum(seconds.values())
+        per_layer = {stage: s if stage is Stage.LOGITS else s / layers for stage, s in seconds.items()}
+        return Sample(batch.shape, per_layer, (elapsed - in_tasks) / len(tasks))
+
+    def scheduling_seconds(self) -> tuple[float, float]:
+        """What choosing, laying out and taking in a step of decodes takes: of itself, and for each row."""
+        few, many = self._schedule(1), self._schedule(SCHEDULED)
+        row = max(0.0, (many - few) / (SCHEDULED - 1))
+        return max(0.0, few - row), row
+
+    def _schedule(self, requests: int) -> float:
+        scheduler = Scheduler(self._plan, lambda request: False)
+        for index in range(requests):
+            scheduler.add(Request(index, array("i", range(BLOCK_TOKENS // 2)), SamplingParams(), seed=index))
+        tokens = dict.fromkeys(range(requests), 0)
+        times: list[float] = []
+        for _ in range(BLOCK_TOKENS):
+            begin = time.perf_counter()
+            step = scheduler.next_step()
+            assert step is not None
+            scheduler.commit(step, tokens)
+            times.append(time.perf_counter() - begin)
+        return statistics.mean(times[1:])
+
+    def _shapes(self) -> Iterator[tuple[int, int, int]]:
+        tokens = (self._blocks - PROMPT_BLOCKS) * BLOCK_TOKENS
+        for rows in DECODE_ROWS:
+            if rows * (DECODE_CONTEXT + BLOCK_TOKENS) <= tokens:
+                yield rows, DECODE_CONTEXT, 1
+        for rows in PREFILL_ROWS:
+            yield 1, 0, rows
+        for context in CONTEXTS:
+            for requests in sorted({1, max(2, min(64, tokens // (context + BLOCK_TOKENS)))}):
+                yield requests, context - 1, 1
+        for prompt in PROMPTS:
+            yield max(1, MANY_ROWS // prompt), 0, prompt
+
+    def _batch(self, requests: int, cached: int, rows: int) -> Batch:
+        pool = BlockPool(self._blocks)
+        if cached:  # what prompts have written would draw all rows to the same experts
+            pool.take(PROMPT_BLOCKS)
+        tables = BlockTables(pool, requests, BLOCK_TOKENS)
+        vocab = self.architecture.config.vocab
+        chunks: list[Chunk] = []
+        for index in range(requests):
+            ids = torch.randint(vocab, (cached + rows,), generator=self._generator)
+            request = Request(index, array("i", ids.tolist()), SamplingParams(), seed=index)
+            chunks.append(Chunk(Running(request, tables.add_row([]), BlockKeys(BLOCK_TOKENS), cached), rows))
+        for tokens in (*range(cached // 2, cached, BLOCK_TOKENS), cached + rows):  # half is there, half has grown
+            for chunk in chunks:
+                tables.grow(chunk.running.row, tokens)
+        return make_batch(chunks, tables, BLOCK_TOKENS)
+
+    def _pick(self, logits: torch.Tensor, rows: Sequence[LogitRow]) -> None:
+        self._sampler.sample(logits, [row.request for row in rows])
+
+
+def layers_for_cold(architecture: Architecture) -> int:
+    """As many layers as it takes to be larger than any cache, two at least, and what the model has at most."""
+    config = architecture.config
+    return max(1, min(len(config.layers), max(2, -(-COLD_BYTES // layer_weight_bytes(config, 0)))))
+
+
+def truncate(architecture: Architecture, layers: int) -> Architecture:
+    """The model's first layers, with its embedding and head."""
+    config = dataclasses.replace(architecture.config, layers=architecture.config.layers[:layers])
+    return dataclasses.replace(architecture, config=config, layer_tensors=architecture.layer_tensors[:layers])
+
+
+def summarise(architecture: Architecture, samples: Iterable[Sample], by_threads: tuple[float, ...]) -> HardwareSpec:
+    """The curves that the samples lie on."""
+    config, several = architecture.config, list(samples)
+    points: dict[str, dict[float, list[float]]] = {}
+
+    def add(name: str, x: float, y: float) -> None:
+        points.setdefault(name, {}).setdefault(round(x, 9), []).append(y)
+
+    overhead = min(sample.outside_seconds for sample in several)
+    prompts = [sample for sample in several if sample.shape.prefill_tokens]
+    fewest = min(prompts, key=lambda sample: sample.shape.prefill_tokens)
+    best_flops = 0.0
+    for sample in several:
+        shape = sample.shape
+        for stage in ROW_WISE:
+            work = stage_work(stage, config, 0, shape)
+            if work.weight_bytes and stage in sample.seconds:
+                add(stage.value, work.flops / work.weight_bytes, sample.seconds[stage] / work.weight_bytes)
+                best_flops = max(best_flops, work.flops / sample.seconds[stage])
+        per_byte = sample.seconds[Stage.STORE_KV] / stage_work(Stage.STORE_KV, config, 0, shape).kv_bytes
+        if shape.decode_tokens:
+            add(STORE_DECODES, shape.decode_tokens, per_byte)
+            read = stage_work(Stage.ATTEND_DECODES, config, 0, shape).kv_bytes
+            name = ATTEND_ONE if shape.decode_tokens == 1 else Stage.ATTEND_DECODES.value
+            if shape.decode_context // shape.decode_tokens != DECODE_CONTEXT + 1:
+                add(name, shape.decode_context / shape.decode_tokens, sample.seconds[Stage.ATTEND_DECODES] / read)
+        else:
+            add(STORE_PREFILLS, shape.prefill_tokens, per_byte)
+            flops = stage_work(Stage.ATTEND_PREFILLS, config, 0, shape).flops
+            keys = shape.prefill_pairs / shape.prefill_tokens
+            if shape.prefill_tokens >= MANY_ROWS:
+                add(Stage.ATTEND_PREFILLS.value, keys, sample.seconds[Stage.ATTEND_PREFILLS] / flops)
+    flops = stage_work(Stage.ATTEND_PREFILLS, config, 0, fewest.shape).flops
+    keys = fewest.shape.prefill_pairs / fewest.shape.prefill_tokens
+    expected = _curve(points[Stage.ATTEND_PREFILLS.value], 0.0).at(keys) * flops
+    add(ATTEND_CALL, 1.0, max(1e-9, fewest.seconds[Stage.ATTEND_PREFILLS] - expected))
+    growing = {stage.value for stage in ROW_WISE}
+    stages = {name: _curve(ys, 1.0 if name in growing else 0.0) for name, ys in sorted(points.items())}
+    host = Processor("this processor", best_flops, max(by_threads), _memory_bytes(), overhead, stages)
+    return HardwareSpec("this", host, bytes_per_second_by_threads=by_threads)
+
+
+def _curve(points: Mapping[float, list[float]], growth: float) -> Curve:
+    x = tuple(sorted(points))
+    return Curve(x, tuple(statistics.median(points[one]) for one in x), growth)
+
+
+def _median(several: Sequence[Sample]) -> Sample:
+    seconds = {stage: statistics.median(one.seconds[stage] for one in several) for stage in several[0].seconds}
+    return Sample(several[0].shape, seconds, statistics.median(one.outside_seconds for one in several))
+
+
+def _memory_bytes() -> float:
+    import os
+
+    return float(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"))

@@ -1,0 +1,252 @@
+"""A whole job in virtual time: the real scheduler, the real tasks, clocks for lanes, and no tensors."""
+
+from __future__ import annotations
+
+from array import array
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+
+from moelens.cost.seconds import CostModel
+from moelens.cost.workload import StepShape, Workload
+from moelens.errors import CapacityError
+from moelens.machine.simulated import LANES, ONE_LANE, Need, SimulatedMachine, StepTimes
+from moelens.pipeline.step import step_tasks
+from moelens.pipeline.task import Resource, Stage, Task
+from moelens.plan import Plan
+from moelens.request import Request
+from moelens.sampling_params import SamplingParams
+from moelens.schedule.batch import Chunk, shape_of
+from moelens.schedule.scheduler import Scheduler
+
+WAITING = 4096  # requests that the scheduler is shown at a time: more would change nothing but memory
+_NO_ROWS = StepShape()
+MOMENTS = 200  # points of a job's history that are kept
+
+
+@dataclass(frozen=True)
+class Moment:
+    """A stretch of a job: when it began and ended, and per second of it what each resource was at work, and rows."""
+
+    begin_seconds: float
+    end_seconds: float
+    busy: dict[Resource, float]
+    prefill_tokens: int
+    decode_tokens: int
+
+    @property
+    def limit(self) -> Resource:
+        """The busiest resource."""
+        return max(self.busy, key=lambda resource: self.busy[resource])
+
+
+@dataclass
+class Prediction:
+    """What a job takes.
+
+    `seconds` is all of it. Rows computed are `prefill_rows` (with what preemption has computed again) and
+    `decode_rows`. `stage_seconds` and `busy_seconds` are sums over the job; `outside_seconds` what lies between tasks.
+    """
+
+    prompt_tokens: int
+    output_tokens: int
+    seconds: float = 0.0
+    steps: int = 0
+    prefill_rows: int = 0
+    decode_rows: int = 0
+    preemptions: int = 0
+    peak_kv_blocks: int = 0
+    outside_seconds: float = 0.0
+    stretched_seconds: float = 0.0
+    busy_seconds: dict[Resource, float] = field(default_factory=lambda: dict.fromkeys(Resource, 0.0))
+    stage_seconds: dict[Stage, float] = field(default_factory=lambda: dict.fromkeys(Stage, 0.0))
+    moments: list[Moment] = field(default_factory=list)
+
+    @property
+    def tokens_per_second(self) -> float:
+        """Prompt and output tokens."""
+        return (self.prompt_tokens + self.output_tokens) / self.seconds
+
+    @property
+    def output_tokens_per_second(self) -> float:
+        return self.output_tokens / self.seconds
+
+    def utilisation(self, resource: Resource) -> float:
+        """The share of the job in which a resource was at work."""
+        return self.busy_seconds[resource] / self.seconds
+
+    @property
+    def limit(self) -> Resource:
+        """The resource that was busiest."""
+        return max(self.busy_seconds, key=lambda resource: self.busy_seconds[resource])
+
+
+class StepClock:
+    """Seconds of a step of any shape under a plan."""
+
+    def __init__(self, cost: CostModel, plan: Plan) -> None:
+        self._cost = cost
+        self._plan = plan
+        self._has_device = cost.hardware.device is not None
+        lanes = LANES if self._has_device else ONE_LANE
+        self._machine = SimulatedMachine(lanes, cost.hardware.host.bytes_per_second)
+        self._patterns: dict[tuple[tuple[bool, bool], ...], list[Task]] = {}
+        self._kinds: list[int] = []  # of each layer: the first layer that is like it
+        layers = cost.config.layers
+        for layer in layers:
+            self._kinds.append(layers.index(layer))
+
+    def times(self, parts: Sequence[StepShape]) -> tuple[StepTimes, dict[Stage, float]]:
+        """The times of a step, and its tasks' seconds alone by stage."""
+        needs: dict[tuple[Stage, int, int], Need] = {}
+        stages = dict.fromkeys(Stage, 0.0)
+
+        def need(task: Task) -> Need:
+            key = (task.stage, self._kinds[task.layer], task.part)
+            known = needs.get(key)
+            if known is None:
+                shape = _NO_ROWS if task.stage is Stage.LOAD else parts[task.part]
+                demand = self._cost.demand(task.stage, task.layer, shape)
+                known = needs[key] = (demand.seconds, demand.host_bytes)
+            stages[task.stage] += known[0]
+            return known
+
+        return self._machine.run(self._tasks(parts), need), stages
+
+    def _tasks(self, parts: Sequence[StepShape]) -> list[Task]:
+        """The tasks of a step, which are the same whenever the same parts have decodes and prefills."""
+        pattern = tuple((part.decode_tokens > 0, part.prefill_tokens > 0) for part in parts)
+        if pattern not in self._patterns:
+            self._patterns[pattern] = step_tasks(parts, len(self._kinds), self._plan)
+        return self._patterns[pattern]
+
+    def seconds(self, parts: Sequence[StepShape]) -> float:
+        """A step from one `next_step` to the next."""
+        return self.times(parts)[0].seconds + self.outside_seconds(parts)
+
+    def outside_seconds(self, parts: Sequence[StepShape]) -> float:
+        """What of that lies outside of its tasks."""
+        return self._cost.step_overhead_seconds(sum(part.tokens for part in parts))
+
+
+def simulate(cost: CostModel, plan: Plan, workload: Workload) -> Prediction:
+    """Run a job on clocks. All prompts are taken to be different.
+
+    Raises CapacityError when a request is longer than the cache.
+    """
+    clock = StepClock(cost, plan)
+    scheduler = Scheduler(_without_sharing(plan), _Finish())
+    waiting = _requests(workload, plan)
+    prediction = Prediction(sum(workload.prompt_tokens), sum(workload.output_tokens))
+    history = _History()
+    while True:
+        while scheduler.waiting < WAITING and (request := next(waiting, None)) is not None:
+            scheduler.add(request)
+        groups = scheduler.next_chunks()
+        if not groups:
+            break
+        new_blocks = max(0, plan.kv_blocks - scheduler.free_blocks - prediction.peak_kv_blocks)
+        prediction.peak_kv_blocks += new_blocks
+        fresh = cost.fresh_seconds(new_blocks * plan.block_tokens)
+        _count(prediction, history, clock, [shape_of(group) for group in groups], fresh)
+        scheduler.commit_chunks(_flat(groups), _AnyToken())
+    prediction.preemptions = scheduler.preemptions
+    prediction.moments = history.moments()
+    return prediction
+
+
+def _count(
+    prediction: Prediction, history: _History, clock: StepClock, parts: Sequence[StepShape], fresh_seconds: float
+) -> None:
+    times, stages = clock.times(parts)
+    stages[Stage.STORE_KV] += fresh_seconds
+    outside = clock.outside_seconds(parts)
+    begin = prediction.seconds
+    prediction.seconds += times.seconds + fresh_seconds + outside
+    prediction.outside_seconds += outside
+    prediction.stretched_seconds += times.stretched_seconds
+    prediction.steps += 1
+    prefill, decode = sum(part.prefill_tokens for part in parts), sum(part.decode_tokens for part in parts)
+    prediction.prefill_rows += prefill
+    prediction.decode_rows += decode
+    for resource, seconds in times.busy_seconds.items():
+        prediction.busy_seconds[resource] += seconds
+    for stage, seconds in stages.items():
+        prediction.stage_seconds[stage] += seconds
+    history.add(begin, prediction.seconds, times.busy_seconds, prefill, decode)
+
+
+_Stretch = tuple[float, float, dict[Resource, float], int, int]
+
+
+class _History:
+    """Steps, joined in pairs whenever they get too many: memory does not grow with the job."""
+
+    def __init__(self) -> None:
+        self._stretches: list[_Stretch] = []
+        self._steps_each = 1
+        self._in_last = 0
+
+    def add(self, begin: float, end: float, busy: Mapping[Resource, float], prefill: int, decode: int) -> None:
+        """Append one step."""
+        one = (begin, end, dict(busy), prefill, decode)
+        if self._in_last and self._in_last < self._steps_each:
+            self._stretches[-1] = _joined(self._stretches[-1], one)
+            self._in_last += 1
+        else:
+            self._stretches.append(one)
+            self._in_last = 1
+        if len(self._stretches) > 2 * MOMENTS:
+            pairs = zip(self._stretches[::2], self._stretches[1::2], strict=False)
+            odd = self._stretches[-1:] if len(self._stretches) % 2 else []
+            self._stretches = [*(_joined(*pair) for pair in pairs), *odd]
+            self._steps_each *= 2
+
+    def moments(self) -> list[Moment]:
+        """The history so far."""
+        return [
+            Moment(begin, end, {r: s / (end - begin) if end > begin else 0.0 for r, s in busy.items()}, prefill, decode)
+            for begin, end, busy, prefill, decode in self._stretches
+        ]
+
+
+def _joined(first: _Stretch, second: _Stretch) -> _Stretch:
+    busy = {resource: seconds + second[2][resource] for resource, seconds in first[2].items()}
+    return first[0], second[1], busy, first[3] + second[3], first[4] + second[4]
+
+
+class _AnyToken(dict[int, int]):
+    """Every request's next token is 0: nobody looks at it."""
+
+    def __missing__(self, key: int) -> int:
+        return 0
+
+
+class _Finish:
+    """A request ends with as many tokens as it wants."""
+
+    def __call__(self, request: Request) -> bool:
+        if request.num_output_tokens < (request.params.max_tokens or 0):
+            return False
+        request.finish_reason = "length"
+        return True
+
+
+def _requests(workload: Workload, plan: Plan) -> Iterator[Request]:
+    prompts: dict[int, array[int]] = {}
+    params: dict[int, SamplingParams] = {}
+    for index, (prompt, output) in enumerate(zip(workload.prompt_tokens, workload.output_tokens, strict=True)):
+        if prompt + output > plan.kv_tokens:
+            raise CapacityError(
+                f"A request of {prompt} + {output} tokens does not fit in a key/value cache of {plan.kv_tokens}: give "
+                "it more memory, or shorten the requests."
+            )
+        tokens = prompts.setdefault(prompt, array("i", bytes(4 * prompt)))
+        yield Request(index, tokens, params.setdefault(output, SamplingParams(max_tokens=output)), seed=0)
+
+
+def _without_sharing(plan: Plan) -> Plan:
+    return replace(plan, share_prefixes=False, retained_blocks=0)
+
+
+def _flat(groups: Sequence[Sequence[Chunk]]) -> list[Chunk]:
+    return [chunk for group in groups for chunk in group]
