@@ -9,19 +9,22 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
-from moelens.cost.hardware import HardwareSpec, Processor
-from moelens.cost.work import EVEN, RoutingLoad, Work, stage_work
+from moelens.cost.hardware import Curve, HardwareSpec, Processor
+from moelens.cost.work import EVEN, RoutingLoad, Work, expert_weight_bytes, layer_weight_bytes, stage_work
 from moelens.cost.workload import StepShape
 from moelens.models.config import ModelConfig
 from moelens.pipeline.task import Resource, Stage
 
-# Names of the curves in Processor.stages. A stage of which decode and prefill rows cost otherwise has one for each.
+# Names of curves in Processor.stages beside those of the stages: what decode and prefill rows cost apart, and
+# the seconds that a call takes beside those of its rows, by the number of rows.
 STORE_DECODES = "store kv, decodes"
 STORE_PREFILLS = "store kv, prefills"
-ATTEND_ONE = "attend decodes, one request"
-ATTEND_CALL = "attend prefills, of itself"  # seconds of a call, whatever its rows
+DECODES_CALL = "attend decodes, a call"
+PREFILLS_CALL = "attend prefills, a call"
 
 ROW_WISE = (Stage.BEFORE_ATTENTION, Stage.AFTER_ATTENTION, Stage.LOGITS)
+_LIKE = {Stage.ROUTE: Stage.AFTER_ATTENTION, Stage.EXPERTS: Stage.AFTER_ATTENTION}  # where there is no curve of its own
+HUGE_PAGE_BYTES = 2 << 20  # the cache asks for these: of each array, memory comes in such pieces
 
 
 @dataclass(frozen=True)
@@ -45,11 +48,11 @@ class CostModel:
     load_chunks: int = 1
     scales: Mapping[Stage, float] = field(default_factory=dict)
 
-    def demand(self, stage: Stage, layer: int, shape: StepShape) -> Demand:
-        """Of one task of `stage`; a LOAD is one of `load_chunks` of its layer."""
-        work = stage_work(stage, self.config, layer, shape, self.routing)
+    def demand(self, stage: Stage, layer: int, shape: StepShape, chunk: int = 0) -> Demand:
+        """Of one task of `stage`; of a LOAD, chunk 0 is the layer's front and each other one of its experts' chunks."""
         if stage is Stage.LOAD:
-            return self._load(work)
+            return self._load(layer, chunk)
+        work = stage_work(stage, self.config, layer, shape, self.routing)
         seconds, host_bytes = self._alone(stage, work, shape)
         return Demand(seconds * self.scales.get(stage, 1.0), host_bytes)
 
@@ -57,16 +60,22 @@ class CostModel:
         """What a step of so many rows takes outside of its tasks."""
         return self.hardware.step_seconds + rows * self.hardware.row_seconds
 
-    def fresh_seconds(self, new_tokens: int) -> float:
-        """What it takes to get memory for so many tokens of context that the cache never held before."""
-        return new_tokens * self.config.kv_bytes_per_token * self.hardware.fresh_seconds_per_byte
+    def fresh_seconds(self, tokens_before: int, tokens: int) -> float:
+        """What it takes to get the memory of a cache that held `tokens_before` tokens at most and now holds more."""
+        fresh = 0
+        for layer in self.config.layers:
+            row = layer.attention.kv_heads * layer.attention.head_dim * self.config.dtype.itemsize
+            pages = -(-tokens * row // HUGE_PAGE_BYTES) - -(-tokens_before * row // HUGE_PAGE_BYTES)
+            fresh += 2 * pages * HUGE_PAGE_BYTES  # keys and values
+        return fresh * self.hardware.fresh_seconds_per_byte
 
-    def _load(self, work: Work) -> Demand:
+    def _load(self, layer: int, chunk: int) -> Demand:
         if self.hardware.device is None:
             return Demand(self.hardware.host.task_seconds)
-        nbytes = work.bytes / self.load_chunks
+        experts = expert_weight_bytes(self.config, layer)
+        nbytes = experts / self.load_chunks if chunk else layer_weight_bytes(self.config, layer) - experts
         seconds = nbytes / self.hardware.to_device_bytes_per_second * self.scales.get(Stage.LOAD, 1.0)
-        return Demand(seconds, nbytes)
+        return Demand(seconds + self.hardware.device.task_seconds, nbytes)
 
     def _alone(self, stage: Stage, work: Work, shape: StepShape) -> tuple[float, float]:
         hardware, resource = self.hardware, stage.resource
@@ -83,27 +92,35 @@ class CostModel:
 
 def stage_seconds(processor: Processor, stage: Stage, work: Work, shape: StepShape) -> float:
     """Of a stage on one processor: by its measured curves, or else by the roofline of its two rates."""
-    if not work.bytes:
-        return processor.task_seconds
-    if stage in ROW_WISE and (curve := processor.stages.get(stage.value)):
-        return curve.at(work.flops / work.weight_bytes) * work.weight_bytes + processor.task_seconds
-    if stage is Stage.STORE_KV and STORE_DECODES in processor.stages:
-        return _store_seconds(processor, work, shape) + processor.task_seconds
-    if stage is Stage.ATTEND_DECODES and (curve := processor.stages.get(stage.value)):
-        many = curve.at(shape.decode_context / shape.decode_tokens)
-        one = processor.stages[ATTEND_ONE].at(shape.decode_context / shape.decode_tokens)
-        # The rows are dealt out over the threads: what one alone takes longer weighs less the more there are.
-        each = many + (one - many) / shape.decode_tokens
-        return each * work.kv_bytes + processor.task_seconds
-    if stage is Stage.ATTEND_PREFILLS and (curve := processor.stages.get(stage.value)):
-        of_itself = processor.stages[ATTEND_CALL].at(1.0) + processor.task_seconds
-        return curve.at(shape.prefill_pairs / shape.prefill_tokens) * work.flops + of_itself
-    least = max(work.flops / processor.flops_per_second, work.bytes / processor.bytes_per_second)
-    return least + processor.task_seconds
+    measured = _measured_seconds(processor, stage, work, shape) if work.bytes else 0.0
+    if measured is None:
+        measured = max(work.flops / processor.flops_per_second, work.bytes / processor.bytes_per_second)
+    return measured + processor.task_seconds
 
 
-def _store_seconds(processor: Processor, work: Work, shape: StepShape) -> float:
-    per_row = work.kv_bytes / shape.tokens
-    decodes = processor.stages[STORE_DECODES].at(max(1, shape.decode_tokens)) * shape.decode_tokens
-    prefills = processor.stages[STORE_PREFILLS].at(max(1, shape.prefill_tokens)) * shape.prefill_tokens
-    return (decodes + prefills) * per_row
+def _measured_seconds(processor: Processor, stage: Stage, work: Work, shape: StepShape) -> float | None:
+    curves = processor.stages
+    if stage is Stage.STORE_KV and STORE_DECODES in curves:
+        per_row = work.kv_bytes / shape.tokens
+        decodes = curves[STORE_DECODES].at(max(1, shape.decode_tokens)) * shape.decode_tokens
+        return (decodes + curves[STORE_PREFILLS].at(max(1, shape.prefill_tokens)) * shape.prefill_tokens) * per_row
+    if stage is Stage.ATTEND_RESUMED and Stage.ATTEND_PREFILLS.value in curves:
+        keys = shape.resumed_pairs / shape.resumed_tokens
+        return _prompt_seconds(curves, keys, shape.resumed_tokens, work)
+    curve = curves.get(stage.value) or curves.get(_LIKE.get(stage, stage).value)
+    if curve is None:
+        return None
+    if stage is Stage.SAMPLE:
+        return curve.at(shape.logit_rows) * work.bytes
+    if stage is Stage.ATTEND_DECODES:
+        return curve.at(shape.decode_context / shape.decode_tokens) * work.kv_bytes + curves[DECODES_CALL].at(
+            shape.decode_tokens
+        )
+    if stage is Stage.ATTEND_PREFILLS:
+        tokens = shape.prefill_tokens - shape.resumed_tokens
+        return _prompt_seconds(curves, (shape.prefill_pairs - shape.resumed_pairs) / tokens, tokens, work)
+    return curve.at(work.flops / work.weight_bytes) * work.weight_bytes
+
+
+def _prompt_seconds(curves: Mapping[str, Curve], keys: float, tokens: int, work: Work) -> float:
+    return curves[Stage.ATTEND_PREFILLS.value].at(keys) * work.flops + curves[PREFILLS_CALL].at(tokens)

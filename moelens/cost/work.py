@@ -107,6 +107,13 @@ def layer_weight_bytes(config: ModelConfig, layer: int) -> int:
     return elements * config.dtype.itemsize
 
 
+def expert_weight_bytes(config: ModelConfig, layer: int) -> int:
+    """Bytes of one layer's routed experts, or of its dense block."""
+    of = config.layers[layer]
+    count = of.ffn.experts if isinstance(of.ffn, MoEFFN) else 1
+    return 3 * config.hidden * count * of.ffn.width * config.dtype.itemsize
+
+
 def model_weight_bytes(config: ModelConfig) -> int:
     """Bytes of all matrices: every layer's, the embedding and the head (which is stored apart also when tied)."""
     layers = sum(layer_weight_bytes(config, layer) for layer in range(len(config.layers)))

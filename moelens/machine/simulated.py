@@ -20,6 +20,7 @@ LANES: Mapping[Resource, int] = {resource: index for index, resource in enumerat
 class StepTimes:
     """A simulated step: its length, when each task began and ended, and how long each resource was at work.
 
+    Tasks that are carried into the next step do not count for its length; they end `carried_seconds` after it.
     `stretched_seconds` is by how much the tasks together took longer than alone, as memory was not enough for all.
     """
 
@@ -28,6 +29,7 @@ class StepTimes:
     ends: tuple[float, ...]
     busy_seconds: Mapping[Resource, float]
     stretched_seconds: float
+    carried_seconds: float = 0.0
 
 
 class SimulatedMachine:
@@ -78,6 +80,7 @@ class _Clock:
     def __init__(
         self, tasks: Sequence[Task], need: Callable[[Task], Need], lanes: Mapping[Resource, int], rate: float
     ) -> None:
+        self._tasks = tasks
         self._need = need
         self._rate = rate
         self._queues: dict[int, list[Task]] = {lane: [] for lane in set(lanes.values())}
@@ -98,7 +101,8 @@ class _Clock:
         ends = tuple(end for end in self._ends if end is not None)
         assert len(ends) == len(self._ends), "a task waits for one behind it: the order was not topological"
         stretched = sum(self._busy.values()) - self._alone
-        return StepTimes(self._now, tuple(self._begins), ends, self._busy, stretched)
+        seconds = max((end for task, end in zip(self._tasks, ends, strict=True) if not task.carried), default=0.0)
+        return StepTimes(seconds, tuple(self._begins), ends, self._busy, stretched, self._now - seconds)
 
     def _begin_what_can(self) -> None:
         for lane, queue in self._queues.items():

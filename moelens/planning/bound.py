@@ -109,7 +109,10 @@ def bound(
     output_tokens: float,
     routing: RoutingLoad = EVEN,
 ) -> Bound:
-    """The bound of a machine on requests of p and g tokens, as many as there may be (Eqs 1–6 together)."""
+    """The bound of a machine on requests of p and g tokens, as many as there may be (Eqs 1–6 together).
+
+    With a device, all layers are taken to stream in every pass; those that stay on it are a plan's gain beyond this.
+    """
     per_token = _Demand(config, hardware, prompt_tokens, output_tokens, routing)
     efficiency = served_per_held_token(prompt_tokens, output_tokens)
     tokens = efficiency * kv_bytes / config.kv_bytes_per_token

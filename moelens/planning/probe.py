@@ -16,12 +16,14 @@ import torch
 
 from moelens.checkpoint.random import random_weights
 from moelens.cost.hardware import Curve, HardwareSpec, Processor
-from moelens.cost.seconds import ATTEND_CALL, ATTEND_ONE, ROW_WISE, STORE_DECODES, STORE_PREFILLS
+from moelens.cost.seconds import DECODES_CALL, PREFILLS_CALL, ROW_WISE, STORE_DECODES, STORE_PREFILLS
 from moelens.cost.work import layer_weight_bytes, stage_work
 from moelens.cost.workload import StepShape
 from moelens.machine.cpu import CpuMachine
+from moelens.memory.device import SharedMemory
 from moelens.memory.kv_cache import KVCache, kv_block_bytes
 from moelens.models.architecture import Architecture
+from moelens.models.config import ModelConfig
 from moelens.ops.native import NativeOps
 from moelens.ops.sampling import Sampler
 from moelens.pipeline.actions import Actions
@@ -47,13 +49,15 @@ CONTEXTS = (16, 64, 256, 1024, 4096)
 MANY_ROWS = 512  # of prompts, beside which what a call of attention costs of itself is nothing
 PROMPTS = (16, 32, 64, 128, 256, 1024, 2048)
 PROMPT_BLOCKS = PROMPTS[-1] // BLOCK_TOKENS  # of the cache, which prompts write and decodes don't read
+ONCE = (Stage.INPUT, Stage.LOGITS, Stage.OFFLOAD_LOGITS, Stage.SAMPLE)  # stages of a step, and not of each layer
+LEAST_SECONDS = 1e-7  # a curve has no zeros
 SCHEDULED = 64  # requests of the larger step whose scheduling is timed
 DECODE_CONTEXT = 96  # of the steps in which only the number of rows is varied
 
 
 @dataclass(frozen=True)
 class Sample:
-    """One measured step: seconds per layer of each stage (LOGITS: in all), and seconds outside of the tasks."""
+    """One measured step: each stage's seconds, per layer where it is of a layer, and those outside, per task."""
 
     shape: StepShape
     seconds: Mapping[Stage, float]
@@ -87,8 +91,9 @@ class ProbeBench:
         for layer in self._cache.layers:  # pages that nobody wrote are one page of zeros, which a cache would hold
             layer.keys.fill_(0.01)
             layer.values.fill_(0.01)
+        self._memory = SharedMemory(self._weights, ops, len(config.layers))
         self._executor = Executor(CpuMachine())
-        self._sampler = Sampler(ops, vocab=config.vocab, eos_token_ids=())
+        self._sampler = Sampler(ops, vocab=config.vocab, eos_token_ids=(), threads=ops.threads)
         self._plan = Plan(step_tokens=PREFILL_ROWS[-1], max_requests=PREFILL_ROWS[-1], kv_blocks=self._blocks)
         self._generator = torch.Generator().manual_seed(0)
 
@@ -112,14 +117,15 @@ class ProbeBench:
         batch = self._batch(requests, cached, rows)
         begin = time.perf_counter()
         with torch.inference_mode():
-            actions = Actions([batch], self.architecture, self._weights, self._cache, self._ops, self._pick)
-            layers = len(self.architecture.config.layers)
-            tasks = step_tasks([batch.shape], layers, self._plan)
+            actions = Actions([batch], self.architecture, self._memory, self._cache, self._ops, self._pick)
+            tasks = step_tasks([batch.shape], self._memory.begin_step(batch.shape), self._plan)
             timeline = self._executor.run(tasks, actions)
+            actions.release()
         elapsed = time.perf_counter() - begin
         seconds = timeline.stage_seconds()
         in_tasks = sum(seconds.values())
-        per_layer = {stage: s if stage is Stage.LOGITS else s / layers for stage, s in seconds.items()}
+        layers = len(self.architecture.config.layers)
+        per_layer = {stage: s if stage in ONCE else s / layers for stage, s in seconds.items()}
         return Sample(batch.shape, per_layer, (elapsed - in_tasks) / len(tasks))
 
     def scheduling_seconds(self) -> tuple[float, float]:
@@ -195,38 +201,54 @@ def summarise(architecture: Architecture, samples: Iterable[Sample], by_threads:
     def add(name: str, x: float, y: float) -> None:
         points.setdefault(name, {}).setdefault(round(x, 9), []).append(y)
 
-    overhead = min(sample.outside_seconds for sample in several)
-    prompts = [sample for sample in several if sample.shape.prefill_tokens]
-    fewest = min(prompts, key=lambda sample: sample.shape.prefill_tokens)
     best_flops = 0.0
     for sample in several:
-        shape = sample.shape
+        shape, seconds = sample.shape, sample.seconds
         for stage in ROW_WISE:
             work = stage_work(stage, config, 0, shape)
-            if work.weight_bytes and stage in sample.seconds:
-                add(stage.value, work.flops / work.weight_bytes, sample.seconds[stage] / work.weight_bytes)
-                best_flops = max(best_flops, work.flops / sample.seconds[stage])
-        per_byte = sample.seconds[Stage.STORE_KV] / stage_work(Stage.STORE_KV, config, 0, shape).kv_bytes
+            # A few rows of one prompt go to fewer experts than as many rows of different requests.
+            if stage is Stage.LOGITS or shape.decode_tokens or shape.prefill_tokens >= MANY_ROWS:
+                add(stage.value, work.flops / work.weight_bytes, seconds[stage] / work.weight_bytes)
+                best_flops = max(best_flops, work.flops / seconds[stage])
+        sampled = stage_work(Stage.SAMPLE, config, 0, shape).bytes
+        add(Stage.SAMPLE.value, shape.logit_rows, seconds[Stage.SAMPLE] / sampled)
+        per_byte = seconds[Stage.STORE_KV] / stage_work(Stage.STORE_KV, config, 0, shape).kv_bytes
         if shape.decode_tokens:
             add(STORE_DECODES, shape.decode_tokens, per_byte)
-            read = stage_work(Stage.ATTEND_DECODES, config, 0, shape).kv_bytes
-            name = ATTEND_ONE if shape.decode_tokens == 1 else Stage.ATTEND_DECODES.value
-            if shape.decode_context // shape.decode_tokens != DECODE_CONTEXT + 1:
-                add(name, shape.decode_context / shape.decode_tokens, sample.seconds[Stage.ATTEND_DECODES] / read)
+            context = shape.decode_context / shape.decode_tokens
+            if shape.decode_tokens > 1 and context != DECODE_CONTEXT + 1:
+                read = stage_work(Stage.ATTEND_DECODES, config, 0, shape).kv_bytes
+                add(Stage.ATTEND_DECODES.value, context, seconds[Stage.ATTEND_DECODES] / read)
         else:
             add(STORE_PREFILLS, shape.prefill_tokens, per_byte)
-            flops = stage_work(Stage.ATTEND_PREFILLS, config, 0, shape).flops
-            keys = shape.prefill_pairs / shape.prefill_tokens
             if shape.prefill_tokens >= MANY_ROWS:
-                add(Stage.ATTEND_PREFILLS.value, keys, sample.seconds[Stage.ATTEND_PREFILLS] / flops)
-    flops = stage_work(Stage.ATTEND_PREFILLS, config, 0, fewest.shape).flops
-    keys = fewest.shape.prefill_pairs / fewest.shape.prefill_tokens
-    expected = _curve(points[Stage.ATTEND_PREFILLS.value], 0.0).at(keys) * flops
-    add(ATTEND_CALL, 1.0, max(1e-9, fewest.seconds[Stage.ATTEND_PREFILLS] - expected))
+                flops = stage_work(Stage.ATTEND_PREFILLS, config, 0, shape).flops
+                keys = shape.prefill_pairs / shape.prefill_tokens
+                add(Stage.ATTEND_PREFILLS.value, keys, seconds[Stage.ATTEND_PREFILLS] / flops)
+    for name, rows, extra in _calls(config, several, points):
+        add(name, rows, extra)
     growing = {stage.value for stage in ROW_WISE}
     stages = {name: _curve(ys, 1.0 if name in growing else 0.0) for name, ys in sorted(points.items())}
+    overhead = min(sample.outside_seconds for sample in several)
     host = Processor("this processor", best_flops, max(by_threads), _memory_bytes(), overhead, stages)
     return HardwareSpec("this", host, bytes_per_second_by_threads=by_threads)
+
+
+def _calls(
+    config: ModelConfig, samples: Sequence[Sample], points: Mapping[str, Mapping[float, list[float]]]
+) -> Iterator[tuple[str, float, float]]:
+    """What calls of attention took beyond the seconds of their rows: the curve's name, rows, seconds."""
+    decode, prefill = (_curve(points[stage.value], 0.0) for stage in (Stage.ATTEND_DECODES, Stage.ATTEND_PREFILLS))
+    for sample in samples:
+        shape, seconds = sample.shape, sample.seconds
+        if shape.decode_tokens and shape.decode_context == shape.decode_tokens * (DECODE_CONTEXT + 1):
+            read = stage_work(Stage.ATTEND_DECODES, config, 0, shape).kv_bytes
+            extra = seconds[Stage.ATTEND_DECODES] - decode.at(DECODE_CONTEXT + 1) * read
+            yield DECODES_CALL, shape.decode_tokens, max(LEAST_SECONDS, extra)
+        elif 0 < shape.prefill_tokens < MANY_ROWS:
+            flops = stage_work(Stage.ATTEND_PREFILLS, config, 0, shape).flops
+            extra = seconds[Stage.ATTEND_PREFILLS] - prefill.at(shape.prefill_pairs / shape.prefill_tokens) * flops
+            yield PREFILLS_CALL, shape.prefill_tokens, max(LEAST_SECONDS, extra)
 
 
 def _curve(points: Mapping[float, list[float]], growth: float) -> Curve:

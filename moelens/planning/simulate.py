@@ -6,12 +6,13 @@ from array import array
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
+from moelens.cost.footprint import LOGIT_ROWS
 from moelens.cost.seconds import CostModel
 from moelens.cost.workload import StepShape, Workload
 from moelens.errors import CapacityError
 from moelens.machine.simulated import LANES, ONE_LANE, Need, SimulatedMachine, StepTimes
 from moelens.pipeline.step import step_tasks
-from moelens.pipeline.task import Resource, Stage, Task
+from moelens.pipeline.task import Experts, LayerLoad, Resource, Stage, Task
 from moelens.plan import Plan
 from moelens.request import Request
 from moelens.sampling_params import SamplingParams
@@ -19,7 +20,7 @@ from moelens.schedule.batch import Chunk, shape_of
 from moelens.schedule.scheduler import Scheduler
 
 WAITING = 4096  # requests that the scheduler is shown at a time: more would change nothing but memory
-_NO_ROWS = StepShape()
+OF_LOGITS = (Stage.LOGITS, Stage.OFFLOAD_LOGITS, Stage.SAMPLE)
 MOMENTS = 200  # points of a job's history that are kept
 
 
@@ -89,34 +90,49 @@ class StepClock:
         self._has_device = cost.hardware.device is not None
         lanes = LANES if self._has_device else ONE_LANE
         self._machine = SimulatedMachine(lanes, cost.hardware.host.bytes_per_second)
-        self._patterns: dict[tuple[tuple[bool, bool], ...], list[Task]] = {}
-        self._kinds: list[int] = []  # of each layer: the first layer that is like it
+        self._patterns: dict[tuple[tuple[bool, bool, bool, int], ...], list[Task]] = {}
         layers = cost.config.layers
-        for layer in layers:
-            self._kinds.append(layers.index(layer))
+        self._kinds = [layers.index(layer) for layer in layers]  # of each layer: the first that is like it
+        whole = LayerLoad(front=True, experts=Experts.WHOLE)
+        self._loads = (whole if self._has_device else LayerLoad(),) * len(layers)
+        self._carried: float | None = None  # seconds that the step before has left for its last loads
 
     def times(self, parts: Sequence[StepShape]) -> tuple[StepTimes, dict[Stage, float]]:
-        """The times of a step, and its tasks' seconds alone by stage."""
-        needs: dict[tuple[Stage, int, int], Need] = {}
+        """The times of a step that follows the one asked for before, and its tasks' seconds alone by stage."""
+        needs: dict[tuple[Stage, int, int, int], Need] = {}
         stages = dict.fromkeys(Stage, 0.0)
+        carried, ring = self._carried, self._plan.ring_layers
 
         def need(task: Task) -> Need:
-            key = (task.stage, self._kinds[task.layer], task.part)
-            known = needs.get(key)
-            if known is None:
-                shape = _NO_ROWS if task.stage is Stage.LOAD else parts[task.part]
-                demand = self._cost.demand(task.stage, task.layer, shape)
-                known = needs[key] = (demand.seconds, demand.host_bytes)
+            nonlocal carried
+            if carried is not None and task.stage is Stage.LOAD and task.layer < ring and not task.carried:
+                known, carried = (carried, 0.0), 0.0  # it was begun in the step before
+            else:
+                known = self._need(needs, task, parts)
             stages[task.stage] += known[0]
             return known
 
-        return self._machine.run(self._tasks(parts), need), stages
+        times = self._machine.run(self._tasks(parts), need)
+        self._carried = times.carried_seconds if self._has_device and len(self._loads) > ring else None
+        return times, stages
+
+    def _need(self, needs: dict[tuple[Stage, int, int, int], Need], task: Task, parts: Sequence[StepShape]) -> Need:
+        of_load = task.stage is Stage.LOAD
+        key = (task.stage, self._kinds[task.layer], task.part, min(task.chunk, 1) if of_load else task.chunk)
+        known = needs.get(key)
+        if known is None:
+            shape = parts[task.part]
+            if task.stage in OF_LOGITS:
+                shape = replace(shape, logit_rows=min(LOGIT_ROWS, shape.logit_rows - task.chunk * LOGIT_ROWS))
+            demand = self._cost.demand(task.stage, task.layer, shape, task.chunk)
+            known = needs[key] = (demand.seconds, demand.host_bytes)
+        return known
 
     def _tasks(self, parts: Sequence[StepShape]) -> list[Task]:
         """The tasks of a step, which are the same whenever the same parts have decodes and prefills."""
-        pattern = tuple((part.decode_tokens > 0, part.prefill_tokens > 0) for part in parts)
+        pattern = tuple(_pattern(part) for part in parts)
         if pattern not in self._patterns:
-            self._patterns[pattern] = step_tasks(parts, len(self._kinds), self._plan)
+            self._patterns[pattern] = step_tasks(parts, self._loads, self._plan)
         return self._patterns[pattern]
 
     def seconds(self, parts: Sequence[StepShape]) -> float:
@@ -126,6 +142,13 @@ class StepClock:
     def outside_seconds(self, parts: Sequence[StepShape]) -> float:
         """What of that lies outside of its tasks."""
         return self._cost.step_overhead_seconds(sum(part.tokens for part in parts))
+
+
+def _pattern(part: StepShape) -> tuple[bool, bool, bool, int]:
+    """What of a part's shape tells which tasks there are."""
+    groups = -(-part.logit_rows // LOGIT_ROWS)
+    fresh = part.prefill_tokens > part.resumed_tokens
+    return part.decode_tokens > 0, fresh, part.resumed_tokens > 0, groups
 
 
 def simulate(cost: CostModel, plan: Plan, workload: Workload) -> Prediction:
@@ -146,7 +169,8 @@ def simulate(cost: CostModel, plan: Plan, workload: Workload) -> Prediction:
             break
         new_blocks = max(0, plan.kv_blocks - scheduler.free_blocks - prediction.peak_kv_blocks)
         prediction.peak_kv_blocks += new_blocks
-        fresh = cost.fresh_seconds(new_blocks * plan.block_tokens)
+        held = prediction.peak_kv_blocks * plan.block_tokens
+        fresh = cost.fresh_seconds(held - new_blocks * plan.block_tokens, held)
         _count(prediction, history, clock, [shape_of(group) for group in groups], fresh)
         scheduler.commit_chunks(_flat(groups), _AnyToken())
     prediction.preemptions = scheduler.preemptions

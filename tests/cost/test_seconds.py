@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from moelens.cost.hardware import Curve, HardwareSpec, Processor
-from moelens.cost.seconds import ATTEND_CALL, ATTEND_ONE, STORE_DECODES, STORE_PREFILLS, CostModel
+from moelens.cost.seconds import DECODES_CALL, HUGE_PAGE_BYTES, PREFILLS_CALL, STORE_DECODES, STORE_PREFILLS, CostModel
 from moelens.cost.work import stage_work
 from moelens.cost.workload import StepShape
 from moelens.models.config import GQA, LayerConfig, ModelConfig, MoEFFN, Rope
@@ -20,8 +20,9 @@ CURVES = {
     STORE_DECODES: Curve((1.0,), (2.0,)),
     STORE_PREFILLS: Curve((1.0,), (1.0,)),
     Stage.ATTEND_DECODES.value: Curve((1.0,), (3.0,)),
-    ATTEND_ONE: Curve((1.0,), (9.0,)),
-    ATTEND_CALL: Curve((1.0,), (0.125,)),
+    DECODES_CALL: Curve((1.0,), (6.0,)),
+    PREFILLS_CALL: Curve((1.0,), (0.125,)),
+    Stage.SAMPLE.value: Curve((1.0,), (5.0,)),
     Stage.ATTEND_PREFILLS.value: Curve((1.0, 10.0), (1.0, 2.0)),
 }
 MEASURED = CostModel(CONFIG, HardwareSpec("this", Processor("cpu", 1e9, 1e8, 1e9, 0.5, CURVES)))
@@ -51,9 +52,9 @@ def test_stored_rows_count_by_their_kind() -> None:
     assert seconds(MEASURED, Stage.STORE_KV) == pytest.approx((3 * 2.0 + 5 * 1.0) * row + 0.5)
 
 
-def test_one_row_alone_weighs_less_among_many() -> None:
+def test_a_call_of_attention_costs_something_of_itself() -> None:
     read = 30 * 2 * 2 * 4 * 2
-    assert seconds(MEASURED, Stage.ATTEND_DECODES) == pytest.approx((3.0 + 6.0 / 3) * read + 0.5)
+    assert seconds(MEASURED, Stage.ATTEND_DECODES) == pytest.approx(3.0 * read + 6.0 + 0.5)
 
 
 def test_prompts_are_looked_up_by_the_keys_of_a_row() -> None:
@@ -62,9 +63,11 @@ def test_prompts_are_looked_up_by_the_keys_of_a_row() -> None:
 
 
 def test_the_link_moves_a_chunk_of_a_layer_and_so_does_the_hosts_memory() -> None:
-    load = BOTH.demand(Stage.LOAD, 0, SHAPE)
-    whole = stage_work(Stage.LOAD, CONFIG, 0, SHAPE).bytes
-    assert (load.seconds, load.host_bytes) == (pytest.approx(whole / 4 / 1e7), whole / 4)
+    front, *experts = (BOTH.demand(Stage.LOAD, 0, SHAPE, chunk) for chunk in range(5))
+    assert experts == [experts[0]] * 4
+    assert experts[0].host_bytes == 3 * 16 * 16 * 8 * 2 / 4
+    assert front.host_bytes + 4 * experts[0].host_bytes == stage_work(Stage.LOAD, CONFIG, 0, SHAPE).bytes
+    assert front.seconds == pytest.approx(front.host_bytes / 1e7 + 0.25)
     down = BOTH.demand(Stage.OFFLOAD, 0, SHAPE)
     assert down.seconds == pytest.approx(down.host_bytes / 2e7 + 0.25)
 
@@ -79,6 +82,20 @@ def test_on_a_host_alone_loads_and_transfers_are_views() -> None:
         assert SHEET.demand(stage, 0, SHAPE).seconds == 0
 
 
-def test_memory_that_nobody_had_costs_by_the_byte() -> None:
-    fresh = CostModel(CONFIG, HardwareSpec("this", SHEET.hardware.host, fresh_seconds_per_byte=0.5))
-    assert fresh.fresh_seconds(3) == 3 * (2 * 2 * 4 * 2) * 0.5
+def test_memory_that_nobody_had_comes_in_pages() -> None:
+    fresh = CostModel(CONFIG, HardwareSpec("this", SHEET.hardware.host, fresh_seconds_per_byte=1 / HUGE_PAGE_BYTES))
+    page_tokens = HUGE_PAGE_BYTES // (2 * 4 * 2)
+    assert fresh.fresh_seconds(0, 1) == 2  # a page of keys and one of values
+    assert fresh.fresh_seconds(1, page_tokens) == 0
+    assert fresh.fresh_seconds(page_tokens, 2 * page_tokens + 1) == 4
+
+
+def test_sampling_is_looked_up_by_its_rows() -> None:
+    assert seconds(MEASURED, Stage.SAMPLE) == pytest.approx(5.0 * 4 * 100 * 4 + 0.5)
+
+
+def test_resumed_prompts_cost_as_prompts_do() -> None:
+    shape = StepShape(prefill_tokens=5, prefill_pairs=50, resumed_tokens=5, resumed_pairs=50)
+    flops = stage_work(Stage.ATTEND_RESUMED, CONFIG, 0, shape).flops
+    assert flops == 4 * 50 * 16
+    assert MEASURED.demand(Stage.ATTEND_RESUMED, 0, shape).seconds == pytest.approx(2.0 * flops + 0.125 + 0.5)

@@ -20,7 +20,7 @@ from moelens.planning.bound import bound
 from moelens.planning.simulate import MOMENTS, StepClock, simulate
 
 LAYER = LayerConfig(GQA(8, 2, 64, 0.125, Rope((1.0,))), MoEFFN(experts=8, active=2, width=1024))
-CONFIG = ModelConfig("toy", 512, 1000, (LAYER,) * 3, torch.bfloat16, max_context=4096, tied_embeddings=False)
+CONFIG = ModelConfig("toy", 512, 1000, (LAYER,) * 4, torch.bfloat16, max_context=4096, tied_embeddings=False)
 HOST = Processor("host", 1e11, 1e10, 1e10)
 CPU_ONLY = HardwareSpec("cpu", HOST)
 BOTH = HardwareSpec("both", HOST, Processor("device", 1e13, 1e12, 1e10), 2e9, 2e9)
@@ -84,9 +84,9 @@ def test_a_full_memory_slows_the_link() -> None:
 @settings(max_examples=25, deadline=None)
 @given(
     st.sampled_from([CPU_ONLY, BOTH]),
-    st.integers(1, 40),
+    st.integers(1, 24),
     st.integers(1, 150),
-    st.integers(1, 60),
+    st.integers(1, 24),
     st.integers(8, 100),
     st.integers(1, 2),
 )
