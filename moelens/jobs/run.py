@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
+from typing import Protocol
 
-from moelens.jobs.answers import answer_line, fault_line
+from moelens.jobs.answers import answer_line, fault_line, line_number
 from moelens.jobs.feed import Feed
 from moelens.jobs.parse import LineParser
-from moelens.jobs.records import Ask, Fault
+from moelens.jobs.records import Ask, Fault, Line
 from moelens.jobs.reporting import MetricsFile, Progress, ProgressLog, job_metrics
 from moelens.jobs.results import Numbers, ResultFile
 from moelens.jobs.signals import StopSignals
@@ -73,6 +74,22 @@ def run_work(
         feed.close()
 
 
+def run_lines(lines: Iterable[Line], parser: LineParser, llm: LLM, *, window: int) -> list[bytes]:
+    """The results of some lines, in their order, with at most about `window` texts in the model.
+
+    Raises what the engine raises.
+    """
+    feed, results = Feed(llm), _Collected()
+    loop = _Loop((parser.parse(line) for line in lines), feed, results, Progress(0, 0), window)
+    try:
+        while loop.top_up(StopSignals()):
+            loop.step()
+        loop.flush()
+    finally:
+        feed.close()
+    return sorted(results.lines, key=line_number)
+
+
 def pending(work: Work) -> Iterator[Ask | Fault]:
     """What each line asks for that is not done, in the order of the input."""
     for line in work.source.lines():
@@ -80,11 +97,27 @@ def pending(work: Work) -> Iterator[Ask | Fault]:
             yield work.survey.check(work.parser.parse(line))
 
 
+class Results(Protocol):
+    """Where results go; see `ResultFile`."""
+
+    def append(self, lines: Iterable[bytes]) -> None: ...
+
+
+class _Collected:
+    """Results that are kept in memory."""
+
+    def __init__(self) -> None:
+        self.lines: list[bytes] = []
+
+    def append(self, lines: Iterable[bytes]) -> None:
+        self.lines += lines
+
+
 class _Loop:
     """Lines on their way from the input through the model to the results."""
 
     def __init__(
-        self, asked: Iterator[Ask | Fault], feed: Feed, results: ResultFile, progress: Progress, window: int
+        self, asked: Iterator[Ask | Fault], feed: Feed, results: Results, progress: Progress, window: int
     ) -> None:
         self._asked = asked
         self._feed = feed

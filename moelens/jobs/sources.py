@@ -13,7 +13,7 @@ from moelens.jobs.parquet import ParquetRows
 from moelens.jobs.records import Line
 
 MAX_LINE_BYTES = 64 << 20  # a longer one is no request but another kind of file
-_BOM = b"\xef\xbb\xbf"
+BOM = b"\xef\xbb\xbf"
 _SKIPPED_BYTES = 1 << 20  # of a line that is too long, at a time
 
 
@@ -48,7 +48,7 @@ class JsonLines:
                     message = f"is longer than {MAX_LINE_BYTES >> 20} MiB; is this a file of one JSON object a line?"
                     yield Line(number, ValueError(message), offset)
                     continue
-                content = content.removeprefix(_BOM) if number == 1 else content
+                content = content.removeprefix(BOM) if number == 1 else content
                 if not content.isspace():
                     yield Line(number, content, offset)
 
