@@ -225,6 +225,11 @@ class CudaOps:
         return attend(q, k, v, rows.starts.tolist(), key_starts, scale, window)
 
     # --- tokens -------------------------------------------------------------------------------------------------------
+    def mask_logits(self, logits: torch.Tensor, allowed: torch.Tensor, rows: torch.Tensor) -> None:
+        on_host = logits.cpu()
+        self._host.mask_logits(on_host, allowed, rows)
+        logits.copy_(on_host)
+
     def sample(self, logits: torch.Tensor, rows: SamplingRows) -> torch.Tensor:
         return self._host.sample(logits.cpu(), rows)
 

@@ -25,7 +25,15 @@ BESIDE_OPS = {"available_isas", "best_isa", "read_memory", "multiply_registers"}
 # What the device's ops offer beside them.
 BESIDE_OPS_OF_A_DEVICE = {"read_kv", "experts_workspace_bytes"}
 # Ops of a device that torch computes, or the host.
-WITHOUT_A_DEVICE_KERNEL = WITHOUT_A_KERNEL | {"pack_matrix", "pack_gate_up", "embed", "scale", "attention", "sample"}
+WITHOUT_A_DEVICE_KERNEL = WITHOUT_A_KERNEL | {
+    "pack_matrix",
+    "pack_gate_up",
+    "embed",
+    "scale",
+    "attention",
+    "mask_logits",
+    "sample",
+}
 
 BINDINGS = "".join(path.read_text(encoding="utf-8") for path in (ROOT / "csrc/cpu/bindings").glob("*"))
 DEVICE_BINDINGS = (ROOT / "csrc/cuda/bindings.cpp").read_text(encoding="utf-8")
