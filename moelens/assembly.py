@@ -14,14 +14,15 @@ from moelens.checkpoint.load import load_weights
 from moelens.checkpoint.random import random_weights
 from moelens.checkpoint.shared import shared_weights
 from moelens.checkpoint.source import read_config, read_generation_config
+from moelens.devices import parse_device
 from moelens.engine import Engine
 from moelens.errors import CapacityError
-from moelens.machine.cpu import CpuMachine
 from moelens.memory.available import available_bytes
 from moelens.memory.kv_cache import kv_block_bytes
 from moelens.memory.weights import WeightStore
 from moelens.models.architecture import Architecture
 from moelens.models.registry import build
+from moelens.offload import check_device, host_threads, open_device, plan_device
 from moelens.ops.native import NativeOps
 from moelens.options import EngineOptions
 from moelens.plan import Plan
@@ -41,12 +42,16 @@ def build_engine(
     Raises CheckpointError, UnsupportedModelError, ConfigError or CapacityError; all that can be known before the
     weights are read is checked before.
     """
+    device = parse_device(options.device)
+    check_device(device)
     architecture = build(read_config(folder, options.hf_overrides), DTYPES[options.dtype])
-    ops = NativeOps(threads=options.plan.threads if options.plan else options.num_threads)
+    ops = NativeOps(threads=options.plan.threads if options.plan else host_threads(device, options.num_threads))
     plan, max_model_len = _plan(options, architecture, ops)
+    plan, placement = plan_device(device, plan, architecture, ops, given=options.plan is not None)
     weights = _weights(options, folder, architecture, ops, show_progress)
     stopping = Stopping(tokenizer, _eos_token_ids(architecture, folder, tokenizer), max_model_len)
-    return Engine(architecture, weights, ops, CpuMachine(), plan, stopping)
+    side = open_device(device, architecture, weights, ops, plan, placement)
+    return Engine(architecture, weights, ops, side.machine, plan, stopping, side.memory)
 
 
 def _plan(options: EngineOptions, architecture: Architecture, ops: NativeOps) -> tuple[Plan, int]:

@@ -94,6 +94,7 @@ class Engine:
         self.config = architecture.config
         self.plan = plan
         self.totals = EngineTotals()
+        self.last_timeline = Timeline()  # of the last step
         self.max_model_len = stopping.max_model_len
         self.eos_token_ids = stopping.eos_token_ids
         self._architecture = architecture
@@ -154,6 +155,7 @@ class Engine:
                 executed = time.perf_counter()
                 finished = self._scheduler.commit(step, tokens)
             end = time.perf_counter()
+            self.last_timeline = timeline
             report = _report(step, finished, len(tokens), end - begin)
             self.totals.add(report, timeline, scheduled - begin + end - executed)
             yield report

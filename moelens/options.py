@@ -7,11 +7,11 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from moelens.devices import parse_device
 from moelens.errors import ConfigError
 from moelens.plan import Plan
 
 DTYPES = ("auto", "bfloat16", "float32")
-DEVICES = ("auto", "cpu")
 LOAD_FORMATS = ("auto", "safetensors", "dummy")
 
 
@@ -48,7 +48,7 @@ class EngineOptions:
 
     def __post_init__(self) -> None:
         _require_choice("dtype", self.dtype, DTYPES, "moelens computes in bfloat16 or float32")
-        _require_choice("device", self.device, DEVICES, "this version of moelens computes on the CPU")
+        parse_device(self.device)
         _require_choice("load_format", self.load_format, LOAD_FORMATS, "weights are read from safetensors files only")
         _require_whole("seed", self.seed, None)
         for name in ("max_model_len", "max_num_seqs", "max_num_batched_tokens", "num_threads"):

@@ -8,6 +8,34 @@ from moelens.errors import ConfigError
 
 
 @dataclass(frozen=True)
+class Placement:
+    """What of a model's weights lies on the device, and how much of its memory each purpose takes.
+
+    Embedding, final norm and head always do. `fronts` says whether what every layer needs before its routed experts
+    (norms, projections, router, shared experts) does, `layers` which layers do whole. All else streams through
+    `ring_layers` slots of `slot_bytes`. `activation_bytes` are counted for what kernels make, `transfer_bytes` are room
+    for what comes from the host beside weights.
+    """
+
+    fronts: bool
+    layers: frozenset[int]
+    ring_layers: int
+    slot_bytes: int
+    weight_bytes: int
+    activation_bytes: int
+    transfer_bytes: int
+
+    @property
+    def ring_bytes(self) -> int:
+        return self.ring_layers * self.slot_bytes
+
+    @property
+    def device_bytes(self) -> int:
+        """All of it."""
+        return self.weight_bytes + self.ring_bytes + self.activation_bytes + self.transfer_bytes
+
+
+@dataclass(frozen=True)
 class Plan:
     """How a model is run on a machine.
 

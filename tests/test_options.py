@@ -17,7 +17,7 @@ PLAN = Plan(step_tokens=8, max_requests=4, kv_blocks=4)
     ("fields", "message"),
     [
         ({"dtype": "float16"}, "dtype='float16' is not supported: .* Use 'auto', 'bfloat16' or 'float32'"),
-        ({"device": "cuda"}, "device='cuda' is not supported: .* computes on the CPU. Use 'auto' or 'cpu'"),
+        ({"device": "gpu"}, "device='gpu' is not supported. Use 'auto', 'cpu', 'cuda', 'cuda:1' or 'emulated:link"),
         ({"load_format": "pt"}, "load_format='pt' is not supported: .*safetensors"),
         ({"seed": None}, "seed must be an integer, got None"),
         ({"seed": 1.5}, "seed must be an integer, got 1.5"),

@@ -4,15 +4,14 @@ from __future__ import annotations
 
 import argparse
 import difflib
-import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import NoReturn
 
+from moelens import sizes
 from moelens.arguments import unsupported_reason
-
-_BYTE_UNITS = {"": 1, "k": 10**3, "K": 2**10, "m": 10**6, "M": 2**20, "g": 10**9, "G": 2**30, "t": 10**12, "T": 2**40}
+from moelens.errors import ConfigError
 
 # What to say of flags of vLLM's bench whose nearest name would mislead.
 _REFUSED = {
@@ -98,16 +97,11 @@ def parse_arguments(argv: Sequence[str] | None = None) -> Options:
 
 
 def parse_bytes(text: str) -> int:
-    """A size in bytes: 4294967296, 4G or 4GiB (powers of 1024), 4g or 4GB (powers of 1000), 1.5GiB."""
-    match = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([kKmMgGtT]?)(iB|B)?", text.strip())
-    if match is None or float(match[1]) == 0:
-        raise argparse.ArgumentTypeError(f"{text!r} is not a size in bytes; write e.g. 4GiB, 4GB or 4294967296")
-    unit = match[2]
-    if match[3] == "B":
-        unit = unit.lower()
-    elif match[3] == "iB":
-        unit = unit.upper()
-    return int(float(match[1]) * _BYTE_UNITS[unit])
+    """A size in bytes, as `moelens.sizes` reads it, for argparse."""
+    try:
+        return sizes.parse_bytes(text)
+    except ConfigError as error:
+        raise argparse.ArgumentTypeError(str(error)) from error
 
 
 def _make_parser() -> argparse.ArgumentParser:
@@ -122,7 +116,7 @@ def _make_parser() -> argparse.ArgumentParser:
     model.add_argument("--revision", help="branch, tag or commit on the hub")
     model.add_argument("--load-format", choices=("auto", "dummy"), default="auto", help="dummy: random weights")
     model.add_argument("--dtype", default="auto", help="auto, bfloat16 or float32")
-    model.add_argument("--device", default="auto")
+    model.add_argument("--device", default="auto", help="auto, cpu or emulated:link=4GB/s,memory=600MB")
 
     work = parser.add_argument_group("workload")
     work.add_argument("--dataset-name", choices=("random",), help="random token ids (the default without a path)")

@@ -67,7 +67,7 @@ def add_model_flags(parser: argparse.ArgumentParser) -> None:
     model.add_argument("--seed", type=int, default=0, help="of all lines that have none of their own")
 
     engine = parser.add_argument_group("engine")
-    engine.add_argument("--device", help="auto or cpu")
+    engine.add_argument("--device", help="auto, cpu or emulated:link=4GB/s,memory=600MB")
     engine.add_argument("--max-model-len", type=positive, help="tokens of prompt and output at most")
     engine.add_argument("--max-num-seqs", type=positive, help="texts in a step at most")
     engine.add_argument("--max-num-batched-tokens", type=positive, help="tokens in a step at most")

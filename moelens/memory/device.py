@@ -13,6 +13,7 @@ import torch
 from moelens.cost.workload import StepShape
 from moelens.memory.weights import WeightStore
 from moelens.models.architecture import Weights
+from moelens.models.config import GQA
 from moelens.ops.interface import AttentionRows, KVLayer, Ops
 from moelens.pipeline.task import LayerLoad
 
@@ -70,8 +71,7 @@ class DeviceMemory(Protocol):
         v: torch.Tensor,
         rows: AttentionRows,
         cache: KVLayer,
-        scale: float,
-        window: int | None,
+        attention: GQA,
     ) -> torch.Tensor:
         """Attention of rows that see no keys but those of k and v; q [T, Q, D], k and v [T, K, D] -> [T, Q, D].
 
@@ -119,7 +119,6 @@ class SharedMemory:
         v: torch.Tensor,
         rows: AttentionRows,
         cache: KVLayer,
-        scale: float,
-        window: int | None,
+        attention: GQA,
     ) -> torch.Tensor:
-        return self.ops.attention(q, cache, rows, scale, window)
+        return self.ops.attention(q, cache, rows, attention.scale, attention.window)

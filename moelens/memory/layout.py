@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 
@@ -49,6 +49,20 @@ class SlabLayout:
             offset = align(offset + entry.nbytes, ENTRY_ALIGNMENT)
         return cls(tuple(entries), offset)
 
+    @property
+    def front(self) -> SlabLayout:
+        """What lies before the routed experts, or before the dense block."""
+        end = min((entry.offset for entry in self.entries if _is_block(entry)), default=self.nbytes)
+        return SlabLayout(tuple(entry for entry in self.entries if not _is_block(entry)), end)
+
+    @property
+    def block(self) -> SlabLayout:
+        """The routed experts or the dense block, which lie last; offsets count from its own begin."""
+        begin = self.front.nbytes
+        entries = tuple(entry for entry in self.entries if _is_block(entry))
+        assert all(entry.offset < begin for entry in self.front.entries), "something lies behind the experts"
+        return SlabLayout(tuple(replace(e, offset=e.offset - begin) for e in entries), self.nbytes - begin)
+
     def storages(self, arena: Arena, base: int) -> tuple[torch.Tensor, ...]:
         """Each entry's storage in the slab that begins at byte `base` of `arena`."""
         return tuple(arena.view(base + entry.offset, entry.dtype, entry.shape) for entry in self.entries)
@@ -76,6 +90,10 @@ class SlabLayout:
         experts = {name: _experts(*gate_up[name], *down[name]) for name in gate_up}
         assert len(plain) + len(matrix) + 2 * len(experts) == len(self.entries), "two tensors of one name"
         return Weights(plain, matrix, experts)
+
+
+def _is_block(entry: Entry) -> bool:
+    return entry.name.rpartition(".")[0] in ("experts", "dense")
 
 
 def _storage_shape(spec: TensorSpec, ops: Ops, dtype: torch.dtype) -> tuple[int, ...]:

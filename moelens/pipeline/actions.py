@@ -150,14 +150,13 @@ class Actions:
         part.uploaded, part.prefilled = [], []
 
     def _attend_prefills(self, task: Task, part: PartState) -> None:
-        config = self._architecture.config.layers[task.layer].attention
+        attention = self._architecture.config.layers[task.layer].attention
         begin, end = part.hosted_chunks, len(part.batch.chunks)
         row = int(part.batch.attention.starts[begin])
         part.prefilled = [
             self._device.attend_fresh(
                 *(part.q[row:], part.k[row:], part.v[row:]),
-                *(select_rows(part.batch.attention, begin, end), self._cache.layers[task.layer]),
-                *(config.scale, config.window),
+                *(select_rows(part.batch.attention, begin, end), self._cache.layers[task.layer], attention),
             )
         ]
 

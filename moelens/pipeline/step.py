@@ -42,6 +42,8 @@ class _Step:
         self._projected: dict[int, int] = {}  # by part, its BEFORE_ATTENTION
         self._attended: dict[int, list[int]] = {}  # by part, what its rows' attention on the host ends with
         self._prefilled: dict[int, tuple[int, ...]] = {}
+        # By part: until the layer before is out of these places, this one's q, k and v must not be written there.
+        self._offloaded: dict[int, tuple[int, ...]] = dict.fromkeys(self._parts, ())
         self._stored: dict[int, tuple[int, ...]] = dict.fromkeys(self._parts, ())
         self._position = {layer: index for index, layer in enumerate(self._streamed)}
 
@@ -106,9 +108,11 @@ class _Step:
     def _enter(self, layer: int, part: int, after: tuple[int, ...]) -> None:
         """BEFORE_ATTENTION to the host's attention of one part."""
         shape = self._shapes[part]
-        projected = (self._add(Stage.BEFORE_ATTENTION, layer, part, after, self._front.get(layer, ())),)
-        offloaded = self._add(Stage.OFFLOAD, layer, part, projected, self._stored[part])
-        stored = (self._add(Stage.STORE_KV, layer, part, (offloaded,)),)
+        front = self._front.get(layer, ())
+        projected = (self._add(Stage.BEFORE_ATTENTION, layer, part, after, front, self._offloaded[part]),)
+        offloaded = (self._add(Stage.OFFLOAD, layer, part, projected, self._stored[part]),)
+        stored = (self._add(Stage.STORE_KV, layer, part, offloaded),)
+        self._offloaded[part] = offloaded
         self._stored[part], self._attended[part], self._prefilled[part] = stored, [], projected
         if shape.prefill_tokens > shape.resumed_tokens:
             self._prefilled[part] = (self._add(Stage.ATTEND_PREFILLS, layer, part, projected),)

@@ -80,6 +80,8 @@ def test_every_layer_of_every_part_is_done_once_and_in_order(parts, loads, ring,
             if layer:
                 previous = Stage.EXPERTS if loads[layer - 1].experts is Experts.ROUTED else Stage.AFTER_ATTENTION
                 assert where[previous, layer - 1, part, 0] in before[enter]
+                assert where[Stage.OFFLOAD, layer - 1, part, 0] in before[enter]  # or q, k and v would be written over
+                assert where[Stage.STORE_KV, layer - 1, part, 0] in before[where[Stage.OFFLOAD, layer, part, 0]]
 
 
 @given(parts_of, loads_of)

@@ -10,6 +10,8 @@ from sources import imported_modules, modules
 # Plain data that everything may speak of.
 RECORDS = {
     "errors",
+    "sizes",
+    "devices",
     "outputs",
     "sampling_values",
     "structured_outputs",
@@ -27,6 +29,8 @@ RECORDS = {
 ALLOWED: dict[str, set[str]] = {
     # data records
     "errors": set(),
+    "sizes": {"errors"},
+    "devices": {"errors", "sizes"},
     "outputs": {"errors"},
     "sampling_values": {"errors", "outputs"},
     "structured_outputs": {"errors", "sampling_values"},
@@ -64,8 +68,21 @@ ALLOWED: dict[str, set[str]] = {
     "engine": RECORDS
     | {"ops", "ops.interface", "models", "memory", "machine", "schedule", "pipeline", "planning", "text", "stopping"},
     "options": RECORDS,
+    "offload": RECORDS | {"ops", "ops.interface", "models", "memory", "machine", "planning"},
     "assembly": RECORDS
-    | {"ops", "models", "memory", "machine", "checkpoint", "planning", "text", "stopping", "engine", "options"},
+    | {
+        "offload",
+        "ops",
+        "models",
+        "memory",
+        "machine",
+        "checkpoint",
+        "planning",
+        "text",
+        "stopping",
+        "engine",
+        "options",
+    },
     # what the user sees
     "arguments": RECORDS,
     "defaults": RECORDS | {"checkpoint"},

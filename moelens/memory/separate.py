@@ -1,0 +1,232 @@
+"""A device with a memory of its own: weights that stay, a ring that others stream through, room for transfers."""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+from collections.abc import Iterator
+
+import torch
+
+from moelens.cost.work import EVEN
+from moelens.cost.workload import StepShape
+from moelens.errors import CapacityError
+from moelens.memory.arena import Arena, align
+from moelens.memory.device import Place
+from moelens.memory.layout import ENTRY_ALIGNMENT
+from moelens.memory.ring import Ring
+from moelens.memory.scratch_cache import ScratchCache
+from moelens.memory.weights import WeightStore
+from moelens.models.architecture import Weights
+from moelens.models.config import GQA, ModelConfig, MoEFFN
+from moelens.ops.interface import AttentionRows, KVLayer, Ops
+from moelens.pipeline.task import Experts, LayerLoad
+from moelens.plan import Placement, Plan
+
+# Where fewer of a layer's experts are chosen than this share, waiting for them costs less than bringing all ahead of
+# time: their products, bound by reading them from the device's own faster memory, take less than the other half.
+ROUTED_SHARE = 0.5
+PLACES = 4  # of a part, for what comes to the device: token ids, positions, rows attended for, decodes and resumed
+
+
+class SeparateMemory:
+    """An arena of exactly the bytes of `placement` that are not activations; what kernels return is counted, not held.
+
+    Raises CapacityError where the host has no room for it.
+    """
+
+    def __init__(self, config: ModelConfig, weights: WeightStore, ops: Ops, placement: Placement, plan: Plan) -> None:
+        self.ops = ops
+        self._config = config
+        self._weights = weights
+        self._placement = placement
+        self._chunks = plan.load_chunks
+        held = placement.weight_bytes + placement.ring_bytes + placement.transfer_bytes
+        self._arena = Arena(held, purpose="the device")
+        self._source = weights.arena.view(0, torch.uint8, (weights.nbytes,)).data_ptr()
+        self._target = self._arena.view(0, torch.uint8, (held,)).data_ptr()
+        self._end = 0
+        resident = weights.resident_slab
+        self.resident = resident.layout.view(self._arena, self._hold(resident.begin, resident.layout.nbytes))
+        layers = range(len(config.layers))
+        self._streamed = [layer for layer in layers if layer not in placement.layers]
+        self._ring = Ring(self._streamed, max(1, placement.ring_layers))
+        self._fronts: list[Weights] = []
+        self._layers: list[Weights] = []
+        ring_begin = self._place_layers()
+        self._transfers_begin = ring_begin + placement.ring_bytes
+        self._scratch = ScratchCache(config, ops, plan.step_tokens)
+        self._scratch.place(self._arena, self._transfers_begin)
+        self._free = self._transfers_begin + self._scratch.nbytes
+        self._places: dict[Place, torch.Tensor] = {}
+        self._host_places: dict[Place, torch.Tensor] = {}
+
+    # --- weights ------------------------------------------------------------------------------------------------------
+    def begin_step(self, shape: StepShape) -> tuple[LayerLoad, ...]:
+        """How each layer's weights come; raises nothing, as plans bound the rows of a step."""
+        self._places.clear()
+        self._free = self._transfers_begin + self._scratch.nbytes
+        return tuple(self._load_of(layer, shape.tokens) for layer in range(len(self._config.layers)))
+
+    def load(self, layer: int, chunk: int) -> int:
+        slot = self._ring.claim(layer)
+        if chunk in slot.chunks:
+            return 0
+        begin, end = self._chunk(layer, chunk)
+        self._copy(self._weights.slab(layer).begin + begin, self._slot_offset(layer) + begin, end - begin)
+        slot.chunks.add(chunk)
+        return end - begin
+
+    def load_experts(self, layer: int, ids: torch.Tensor) -> int:
+        slot = self._ring.claim(layer)
+        if self._block_chunks() <= slot.chunks:
+            return 0
+        wanted = _chosen(ids) - slot.experts
+        slab, moved = self._weights.slab(layer), 0
+        front = slab.layout.front.nbytes
+        for expert in sorted(wanted):
+            for entry in slab.layout.block.entries:
+                stride = entry.nbytes // entry.shape[0]
+                offset = front + entry.offset + expert * stride
+                self._copy(slab.begin + offset, self._slot_offset(layer) + offset, stride)
+                moved += stride
+            slot.experts.add(expert)
+        return moved
+
+    @contextlib.contextmanager
+    def using_front(self, layer: int) -> Iterator[Weights]:
+        with self._held(layer, set() if self._placement.fronts else {0}):
+            yield self._fronts[layer]
+
+    @contextlib.contextmanager
+    def using(self, layer: int) -> Iterator[Weights]:
+        front = set() if self._placement.fronts else {0}
+        with self._held(layer, front | self._block_chunks()):
+            yield self._layers[layer]
+
+    @contextlib.contextmanager
+    def using_experts(self, layer: int, ids: torch.Tensor) -> Iterator[Weights]:
+        front = set() if self._placement.fronts else {0}
+        if layer in self._placement.layers or self._block_chunks() <= self._ring.chunks(layer):
+            with self.using(layer) as weights:
+                yield weights
+            return
+        with self._ring.using(layer, front, _chosen(ids)):
+            yield self._layers[layer]
+
+    # --- transfers ----------------------------------------------------------------------------------------------------
+    def to_device(self, tensor: torch.Tensor, place: Place) -> torch.Tensor:
+        """Raises CapacityError when the room for transfers is too small: the step has more rows than were planned."""
+        copy = self._places.get(place)
+        if copy is None or copy.nbytes < tensor.nbytes:
+            begin, self._free = self._free, align(self._free + tensor.nbytes, ENTRY_ALIGNMENT)
+            if self._free > self._arena.nbytes:
+                raise CapacityError(
+                    f"The device has {self._placement.transfer_bytes} bytes for what comes from the host, but "
+                    f"{place.name} of part {place.part} makes it {self._free - self._transfers_begin}. Lower "
+                    "max_num_batched_tokens."
+                )
+            copy = self._places[place] = self._arena.view(begin, torch.uint8, (tensor.nbytes,))
+        return _copied(tensor, copy)
+
+    def to_host(self, tensor: torch.Tensor, place: Place) -> torch.Tensor:
+        copy = self._host_places.get(place)
+        if copy is None or copy.nbytes < tensor.nbytes:
+            copy = self._host_places[place] = torch.empty(tensor.nbytes, dtype=torch.uint8)
+        return _copied(tensor, copy)
+
+    def attend_fresh(
+        self,
+        q: torch.Tensor,
+        k: torch.Tensor,
+        v: torch.Tensor,
+        rows: AttentionRows,
+        cache: KVLayer,
+        attention: GQA,
+    ) -> torch.Tensor:
+        return self._scratch.attend(q, k, v, rows, attention)
+
+    # --- where things lie ---------------------------------------------------------------------------------------------
+    def _place_layers(self) -> int:
+        """Bring what stays, and view all layers where they are to lie; returns where the ring begins."""
+        fronts, blocks = [], []
+        for layer in range(len(self._config.layers)):
+            slab = self._weights.slab(layer)
+            front, block = slab.layout.front.nbytes, slab.layout.block.nbytes
+            fronts.append(self._hold(slab.begin, front) if self._placement.fronts else None)
+            blocks.append(self._hold(slab.begin + front, block) if layer in self._placement.layers else None)
+        self._ring_begin = ring_begin = self._end
+        for layer, (front_begin, block_begin) in enumerate(zip(fronts, blocks, strict=True)):
+            layout = self._weights.slab(layer).layout
+            streamed = self._slot_offset(layer) if block_begin is None else 0
+            front_weights = layout.front.view(self._arena, streamed if front_begin is None else front_begin)
+            block_begin = streamed + layout.front.nbytes if block_begin is None else block_begin
+            self._fronts.append(front_weights)
+            self._layers.append(_joined(front_weights, layout.block.view(self._arena, block_begin)))
+        return ring_begin
+
+    def _hold(self, source: int, nbytes: int) -> int:
+        """Bring bytes of the host's arena to stay; returns where they lie."""
+        begin, self._end = self._end, self._end + nbytes
+        self._copy(source, begin, nbytes)
+        return begin
+
+    def _slot_offset(self, layer: int) -> int:
+        """Where a byte at offset 0 of the layer's slab lies, or would if the ring held its front."""
+        slot = self._ring_begin + self._ring.index(layer) * self._placement.slot_bytes
+        return slot - (self._weights.slab(layer).layout.front.nbytes if self._placement.fronts else 0)
+
+    def _copy(self, source: int, target: int, nbytes: int) -> None:
+        ctypes.memmove(self._target + target, self._source + source, nbytes)
+
+    # --- what a step brings -------------------------------------------------------------------------------------------
+    def _load_of(self, layer: int, tokens: int) -> LayerLoad:
+        if layer in self._placement.layers:
+            return LayerLoad()
+        ffn = self._config.layers[layer].ffn
+        few = isinstance(ffn, MoEFFN) and EVEN.touched(ffn, tokens) <= ROUTED_SHARE * ffn.experts
+        return LayerLoad(not self._placement.fronts, Experts.ROUTED if few else Experts.WHOLE)
+
+    def _block_chunks(self) -> set[int]:
+        return set(range(1, self._chunks + 1))
+
+    def _chunk(self, layer: int, chunk: int) -> tuple[int, int]:
+        """Begin and end of a chunk in the layer's slab."""
+        layout = self._weights.slab(layer).layout
+        front, block = layout.front.nbytes, layout.block.nbytes
+        if chunk == 0:
+            return 0, front
+        begin, end = (align(block * i // self._chunks, ENTRY_ALIGNMENT) for i in (chunk - 1, chunk))
+        return front + min(begin, block), front + min(end, block)
+
+    def _held(self, layer: int, chunks: set[int]) -> contextlib.AbstractContextManager[None]:
+        if layer in self._placement.layers or not chunks:
+            return contextlib.nullcontext()
+        return self._ring.using(layer, chunks)
+
+
+def transfer_bytes(config: ModelConfig, ops: Ops, step_tokens: int, parts: int) -> int:
+    """Room for what comes to the device beside weights, in a step of `step_tokens` rows; a multiple of 256."""
+    widths = {layer.attention.query_heads * layer.attention.head_dim for layer in config.layers}
+    row_bytes = 2 * torch.int32.itemsize + sum(widths) * config.dtype.itemsize
+    gaps = parts * (PLACES + len(widths)) * ENTRY_ALIGNMENT
+    return align(step_tokens * row_bytes, ENTRY_ALIGNMENT) + gaps + ScratchCache(config, ops, step_tokens).nbytes
+
+
+def _joined(first: Weights, second: Weights) -> Weights:
+    return Weights(
+        {**first.plain, **second.plain}, {**first.matrix, **second.matrix}, {**first.experts, **second.experts}
+    )
+
+
+def _chosen(ids: torch.Tensor) -> set[int]:
+    return set(ids.flatten().tolist())
+
+
+def _copied(source: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
+    """`source` in the first bytes of `target`, a row of uint8."""
+    assert source.is_contiguous() and target.nbytes >= source.nbytes
+    ctypes.memmove(target.data_ptr(), source.data_ptr(), source.nbytes)
+    if not source.nbytes:
+        return torch.empty_like(source)
+    return target[: source.nbytes].view(source.dtype).view(source.shape)

@@ -1,0 +1,92 @@
+"""What lies on a device that is too small for the model: whole layers as far as its memory goes, the rest streams."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from moelens.errors import CapacityError
+from moelens.plan import Placement
+
+
+@dataclass(frozen=True)
+class LayerBytes:
+    """A layer's weights: `front` is what it needs before its routed experts, `block` those or its dense block."""
+
+    front: int
+    block: int
+
+
+@dataclass(frozen=True)
+class DeviceNeeds:
+    """Bytes that a device has to hold beside the layers: weights that every step uses, activations, transfers."""
+
+    resident: int
+    activations: int
+    transfers: int
+
+
+def place(layers: Sequence[LayerBytes], needs: DeviceNeeds, ring_layers: int, memory_bytes: int) -> Placement:
+    """The placement that leaves least to stream.
+
+    All layers' fronts come first, as every step uses all of them while it may need few experts; then whole layers,
+    spread evenly so that the link never pauses. Raises CapacityError, with the bytes by purpose, when not even the ring
+    fits.
+    """
+    left = memory_bytes - needs.resident - needs.activations - needs.transfers
+    fronts = sum(layer.front for layer in layers)
+    blocks = [layer.block for layer in layers]
+    if fronts + _held(blocks, frozenset(range(len(layers))), ring_layers) <= left:
+        return _placement(True, frozenset(range(len(layers))), 0, 0, fronts + sum(blocks), needs)
+    if fronts + ring_layers * max(blocks) <= left:
+        held = max(
+            (spread(count, len(layers)) for count in range(len(layers))),
+            key=lambda chosen: (fronts + _held(blocks, chosen, ring_layers) <= left, len(chosen)),
+        )
+        slot = max(size for layer, size in enumerate(blocks) if layer not in held)
+        ring = min(ring_layers, len(layers) - len(held))
+        return _placement(True, held, ring, slot, fronts + sum(blocks[layer] for layer in held), needs)
+    slot = max(layer.front + layer.block for layer in layers)
+    if ring_layers * slot > left:
+        raise CapacityError(_too_small(needs, ring_layers, slot, memory_bytes))
+    return _placement(False, frozenset(), ring_layers, slot, 0, needs)
+
+
+def spread(count: int, of: int) -> frozenset[int]:
+    """`count` of the numbers below `of`, at equal distances."""
+    return frozenset((2 * i + 1) * of // (2 * count) for i in range(count))
+
+
+def _held(blocks: Sequence[int], chosen: frozenset[int], ring_layers: int) -> int:
+    """Bytes of the chosen layers' blocks and of a ring for the others."""
+    streamed = [size for layer, size in enumerate(blocks) if layer not in chosen]
+    ring = min(ring_layers, len(streamed)) * max(streamed, default=0)
+    return sum(blocks[layer] for layer in chosen) + ring
+
+
+def _placement(
+    fronts: bool, layers: frozenset[int], ring_layers: int, slot_bytes: int, weight_bytes: int, needs: DeviceNeeds
+) -> Placement:
+    return Placement(
+        fronts=fronts,
+        layers=layers,
+        ring_layers=ring_layers,
+        slot_bytes=slot_bytes,
+        weight_bytes=needs.resident + weight_bytes,
+        activation_bytes=needs.activations,
+        transfer_bytes=needs.transfers,
+    )
+
+
+def _too_small(needs: DeviceNeeds, ring_layers: int, slot_bytes: int, memory_bytes: int) -> str:
+    purposes = {
+        "embedding, final norm and head": needs.resident,
+        f"a ring of {ring_layers} layers": ring_layers * slot_bytes,
+        "activations": needs.activations,
+        "transfers": needs.transfers,
+    }
+    table = ", ".join(f"{name} {nbytes / 1e6:.1f} MB" for name, nbytes in purposes.items())
+    return (
+        f"The device's memory of {memory_bytes / 1e6:.1f} MB can't hold what a step needs: {table}, "
+        f"{sum(purposes.values()) / 1e6:.1f} MB in all. Give the device more memory or lower max_num_batched_tokens."
+    )

@@ -1,0 +1,101 @@
+"""On a device with a memory of its own, tokens and log-probabilities are the same bits as on the CPU."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from test_batch_independence import REQUESTS, ROOMY, Outcome, alone, make_request, model
+
+from moelens.devices import EmulatedDevice
+from moelens.engine import Engine
+from moelens.offload import open_device, plan_device
+from moelens.pipeline.task import Resource
+from moelens.plan import Placement, Plan
+from moelens.stopping import Stopping
+
+LAYERS = 3
+LINK = 20e9  # bytes per second; the waiting itself is tested elsewhere
+
+
+def memory_for(name: str, plan: Plan, holds: str) -> int:
+    """Bytes with which a device of this plan holds just a ring, or also all fronts, or all of the model."""
+    architecture, weights, ops = model(name, 1)
+    _, placement = plan_device(EmulatedDevice(1 << 40, LINK), plan, architecture, ops, given=True)
+    assert placement is not None and placement.fronts and len(placement.layers) == LAYERS
+    layouts = [weights.slab(layer).layout for layer in range(LAYERS)]
+    needs = placement.device_bytes - sum(layout.nbytes for layout in layouts)
+    if holds == "ring":
+        return needs + plan.ring_layers * max(layout.nbytes for layout in layouts)
+    if holds == "fronts":
+        blocks = max(layout.block.nbytes for layout in layouts)
+        return needs + sum(layout.front.nbytes for layout in layouts) + plan.ring_layers * blocks
+    return placement.device_bytes
+
+
+def make_engine(name: str, plan: Plan, memory_bytes: int) -> tuple[Engine, Placement]:
+    architecture, weights, ops = model(name, 1)
+    device = EmulatedDevice(memory_bytes, LINK)
+    plan, placement = plan_device(device, plan, architecture, ops, given=True)
+    side = open_device(device, architecture, weights, ops, plan, placement)
+    assert placement is not None
+    engine = Engine(architecture, weights, ops, side.machine, plan, Stopping(None, (), 512), side.memory)
+    return engine, placement
+
+
+def generate(engine: Engine, indices: list[int]) -> dict[int, Outcome]:
+    for index in indices:
+        engine.add(make_request(index))
+    outcomes: dict[int, Outcome] = {}
+    for report in engine.run():
+        for request in report.finished:
+            scores = [entry.logprob for step in request.logprobs for entry in step.values()]
+            scores += [entry.logprob for step in (request.prompt_logprobs or [None])[1:] for entry in step.values()]
+            outcomes[request.request_id] = (list(request.output_token_ids), scores)
+    return outcomes
+
+
+plans = st.builds(
+    lambda step_tokens, max_requests, kv_blocks, parts, chunks: replace(
+        ROOMY,
+        step_tokens=max(step_tokens, max_requests),
+        max_requests=max_requests,
+        kv_blocks=kv_blocks,
+        parts=parts,
+        load_chunks=chunks,
+    ),
+    st.integers(1, 200),
+    st.integers(1, 8),
+    st.integers(5, 24),
+    st.integers(1, 9),  # also more than there are requests
+    st.integers(1, 4),
+)
+
+
+@pytest.mark.parametrize("holds", ["ring", "fronts", "all"])
+@pytest.mark.parametrize("name", ["mixtral", "qwen2_moe"])  # the latter has a dense layer of another size
+@settings(max_examples=8, deadline=None)
+@given(st.permutations(range(len(REQUESTS))), st.integers(1, len(REQUESTS)), plans)
+def test_no_placement_changes_a_bit(name: str, holds: str, order: list[int], count: int, plan: Plan) -> None:
+    engine, placement = make_engine(name, plan, memory_for(name, plan, holds))
+    assert placement.fronts == (holds != "ring") and (len(placement.layers) == LAYERS) == (holds == "all")
+    chosen = order[:count]
+    outcomes = generate(engine, chosen)
+    for index in chosen:
+        assert outcomes[index] == alone(name, index), f"request {index} under {plan}"
+
+
+@pytest.mark.parametrize("fields", [{}, {"parts": 2}])
+def test_a_request_alone_brings_only_the_experts_that_it_is_routed_to(fields: dict[str, int]) -> None:
+    plan = replace(ROOMY, step_tokens=32, share_prefixes=False, **fields)
+    engine, _ = make_engine("mixtral", plan, memory_for("mixtral", plan, "fronts"))
+    architecture, weights, _ = model("mixtral", 1)
+    expert = weights.slab(0).layout.block.nbytes // 5
+    engine.add(make_request(0))
+    for step, _ in enumerate(engine.run()):
+        moved = engine.last_timeline.moved_bytes(Resource.TO_DEVICE)
+        if step > 1:  # the first brought all experts for its prompt, and the second found some of them there
+            routed = 2 * expert * len(architecture.layer_tensors)
+            assert moved <= 1.2 * routed, f"step {step} moved {moved} bytes for {routed} of experts"

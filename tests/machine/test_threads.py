@@ -1,0 +1,156 @@
+"""Lanes on threads: in order, after what they depend on, without deadlock, and with the first error told."""
+
+from __future__ import annotations
+
+import gc
+import random
+import threading
+import time
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from moelens.cost.workload import StepShape
+from moelens.errors import TaskError
+from moelens.machine.emulated import EmulatedMachine, ThrottledLink
+from moelens.machine.threads import ThreadLane
+from moelens.pipeline.executor import Executor
+from moelens.pipeline.task import Resource, Stage, Task
+
+STAGES = (Stage.LOAD, Stage.BEFORE_ATTENTION, Stage.OFFLOAD, Stage.STORE_KV)  # one of each resource
+
+
+@st.composite
+def graphs(draw) -> list[Task]:
+    """Tasks on random lanes, each after random earlier ones; only carried ones come after carried ones."""
+    tasks: list[Task] = []
+    for id in range(draw(st.integers(1, 30))):
+        carried = draw(st.integers(0, 5)) == 0
+        earlier = [task.id for task in tasks if carried or not task.carried]
+        after = draw(st.lists(st.sampled_from(earlier), max_size=4, unique=True)) if earlier else []
+        tasks.append(Task(id, draw(st.sampled_from(STAGES)), 0, 0, StepShape(), tuple(after), carried=carried))
+    return tasks
+
+
+@pytest.fixture(scope="module")
+def machine() -> EmulatedMachine:
+    return EmulatedMachine(1e12, 1e12)
+
+
+@settings(max_examples=150, deadline=None)
+@given(steps=st.lists(graphs(), min_size=1, max_size=3), seed=st.integers(0, 1 << 20))
+def test_any_graph_runs_to_its_end_in_order(machine: EmulatedMachine, steps: list[list[Task]], seed: int) -> None:
+    executor, seen = Executor(machine), []
+    timelines = []
+    for number, tasks in enumerate(steps):
+        pauses = random.Random(seed + number)
+        done: set[int] = set()
+
+        def act(task: Task, pauses=pauses, done=done, number=number) -> int:
+            if pauses.random() < 0.2:
+                time.sleep(pauses.random() * 1e-3)
+            assert set(task.after) <= done
+            done.add(task.id)
+            seen.append((number, task.id))
+            return 1
+
+        timelines.append(executor.run(tasks, act))
+    executor.run([], lambda task: 0)  # what the last step carried may still run; the next step waits to count it
+    assert sorted(seen) == [(number, task.id) for number, tasks in enumerate(steps) for task in tasks]
+    for number, tasks in enumerate(steps):
+        for stage in STAGES:
+            lane = [id for step, id in seen if step == number and tasks[id].stage is stage]
+            assert lane == sorted(lane), "a lane is first-in first-out"
+    for number, timeline in enumerate(timelines):
+        before = [task for task in steps[number - 1] if task.carried] if number else []
+        assert [span.task for span in timeline.spans] == before + [task for task in steps[number] if not task.carried]
+        assert all(span.end_seconds >= span.start_seconds and span.moved_bytes == 1 for span in timeline.spans)
+
+
+@settings(max_examples=100, deadline=None)
+@given(tasks=graphs(), data=st.data())
+def test_the_first_error_ends_the_step_and_nothing_that_depends_on_it_runs(
+    machine: EmulatedMachine, tasks: list[Task], data: st.DataObject
+) -> None:
+    failing = data.draw(st.sampled_from([task.id for task in tasks if not task.carried] or [tasks[0].id]))
+    running, seen = threading.Lock(), []
+
+    def act(task: Task) -> int:
+        with running:
+            seen.append(task.id)
+        if task.id == failing:
+            raise ValueError("no")
+        return 0
+
+    executor = Executor(machine)
+    if tasks[failing].carried:
+        return  # only carried tasks: nobody waits
+    with pytest.raises(TaskError, match=r"of layer 0, part 0 \(0 rows\) failed: no"):
+        executor.run(tasks, act)
+    count = len(seen)
+    assert not {task.id for task in tasks if failing in task.after} & set(seen)
+    executor.run([], act)
+    assert len(seen) == count, "everything was over when the exception came"
+    assert executor.run([tasks[0]], lambda task: 0), "the lanes go on"
+
+
+def test_an_interrupt_waits_for_what_runs_and_skips_the_rest(machine: EmulatedMachine) -> None:
+    tasks = [Task(i, Stage.STORE_KV, 0, 0, StepShape(), ()) for i in range(20)]
+    first, seen = threading.Event(), []
+
+    class Interrupted:
+        def lane(self, resource: Resource) -> ThreadLane:
+            if first.wait(0) or len(submitted) == len(tasks) - 1:
+                raise KeyboardInterrupt
+            submitted.append(resource)
+            return machine.lane(resource)
+
+    submitted: list[Resource] = []
+
+    def act(task: Task) -> int:
+        time.sleep(0.001)
+        seen.append(task.id)
+        first.set()
+        return 0
+
+    with pytest.raises(KeyboardInterrupt):
+        Executor(Interrupted()).run(tasks, act)
+    count = len(seen)
+    time.sleep(0.01)
+    assert len(seen) == count < len(tasks)
+
+
+def test_lanes_run_under_inference_mode_and_end_with_their_machine() -> None:
+    before = {thread.name for thread in threading.enumerate()}
+    lane = ThreadLane("of a test")
+    modes: list[bool] = []
+
+    def act() -> int:
+        modes.append(torch.is_inference_mode_enabled())
+        return 0
+
+    lane.submit(Task(0, Stage.STORE_KV, 0, 0, StepShape(), ()), act, []).wait()
+    assert modes == [True]
+    (thread,) = (t for t in threading.enumerate() if t.name == "moelens of a test")
+    del lane
+    gc.collect()
+    thread.join(timeout=10)
+    assert not thread.is_alive() and "moelens of a test" not in before
+
+
+def test_a_link_takes_its_time_and_makes_up_for_late_awakenings() -> None:
+    now, slept = [0.0], []
+
+    def sleep(seconds: float) -> None:
+        slept.append(seconds)
+        now[0] += seconds + 0.25  # a sleep that is always too long
+
+    link = ThrottledLink(100.0, lambda: now[0], sleep)
+    for _ in range(8):  # of 1 s each, all ready at 0
+        link.run(lambda: 100, 0.0)
+    assert now[0] == 8.25, "only the last awakening counts"
+    now[0] = 20.0
+    link.run(lambda: 50, 20.0)
+    assert slept[-1] == 0.5, "an idle link does not make up for what it did not do"
