@@ -25,7 +25,7 @@ SOURCES := $(shell find csrc -type f 2>/dev/null)
 
 .PHONY: help
 help: ## list the targets
-	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /\1\t/' | expand -t 12
+	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /\1\t/' | expand -t 18
 
 .PHONY: demo
 demo: $(STAMPS)/installed ## answer a dozen questions with a small MoE model (downloads 90 MB, once)
@@ -40,14 +40,14 @@ check: $(STAMPS)/developing ## lint, types, formatting, structure
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
-	find csrc -name '*.cpp' -o -name '*.h' -o -name '*.cu' -o -name '*.cuh' | xargs $(BIN)/clang-format --dry-run -Werror
+	find csrc tests/native -name '*.cpp' -o -name '*.h' -o -name '*.cu' -o -name '*.cuh' | xargs $(BIN)/clang-format --dry-run -Werror
 	$(BIN)/python -m pytest -q tests/structure
 
 .PHONY: format
 format: $(STAMPS)/developing ## rewrite the sources as `make check` wants them
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
-	find csrc -name '*.cpp' -o -name '*.h' -o -name '*.cu' -o -name '*.cuh' | xargs $(BIN)/clang-format -i
+	find csrc tests/native -name '*.cpp' -o -name '*.h' -o -name '*.cu' -o -name '*.cuh' | xargs $(BIN)/clang-format -i
 
 # The sanitized build lies apart (build/sanitize) and comes first on the path; pytest is started as a program, since
 # `python -m` would put this folder before it. Leaks are not looked for: the interpreter itself never frees everything.
@@ -57,6 +57,13 @@ sanitize: $(STAMPS)/installed ## run the kernels' tests under AddressSanitizer a
 	LD_PRELOAD="$$(gcc -print-file-name=libasan.so) $$(gcc -print-file-name=libubsan.so)" \
 	  ASAN_OPTIONS=detect_leaks=0 UBSAN_OPTIONS=print_stacktrace=1:halt_on_error=1 PYTHONPATH=build/sanitize/lib \
 	  $(BIN)/pytest -q tests/ops $(PYTEST_ARGS)
+
+.PHONY: sanitize-threads
+sanitize-threads: ## stress the worker team under ThreadSanitizer
+	mkdir -p build
+	$(CXX) -std=c++17 -O1 -g -fno-omit-frame-pointer -fsanitize=thread -Wall -Wextra -Icsrc/cpu \
+	  tests/native/team_stress.cpp csrc/cpu/team.cpp -pthread -o build/team_stress
+	TSAN_OPTIONS=halt_on_error=1 build/team_stress
 
 .PHONY: wheel
 wheel: $(STAMPS)/build-requires ## build a wheel in dist/
