@@ -16,9 +16,17 @@ import torch
 
 from moelens.checkpoint.random import random_weights
 from moelens.cost.hardware import Curve, HardwareSpec, Processor
-from moelens.cost.seconds import DECODES_CALL, PREFILLS_CALL, ROW_WISE, STORE_DECODES, STORE_PREFILLS
+from moelens.cost.seconds import (
+    DECODES_CALL,
+    PREFILLS_CALL,
+    ROW_WISE,
+    STORE_DECODES,
+    STORE_PREFILLS,
+    CostModel,
+)
 from moelens.cost.work import layer_weight_bytes, stage_work
 from moelens.cost.workload import StepShape
+from moelens.engine import Engine
 from moelens.machine.cpu import CpuMachine
 from moelens.memory.device import SharedMemory
 from moelens.memory.kv_cache import KVCache, kv_block_bytes
@@ -31,13 +39,13 @@ from moelens.pipeline.executor import Executor
 from moelens.pipeline.step import step_tasks
 from moelens.pipeline.task import Stage
 from moelens.plan import Plan
-from moelens.planning.reading import fresh_seconds_per_byte, read_bytes_per_second
+from moelens.planning.reading import read_bytes_per_second
 from moelens.request import Request
 from moelens.sampling_params import SamplingParams
 from moelens.schedule.batch import Batch, Chunk, LogitRow, Running, make_batch
 from moelens.schedule.blocks import BlockPool, BlockTables
 from moelens.schedule.prefix import BlockKeys
-from moelens.schedule.scheduler import Scheduler
+from moelens.stopping import Stopping
 
 BLOCK_TOKENS = 32
 COLD_BYTES = 512 << 20  # of weights, so that no layer is still in a cache when its turn comes again
@@ -64,15 +72,15 @@ class Sample:
     outside_seconds: float
 
 
-def probe(architecture: Architecture, ops: NativeOps, *, budget_seconds: float = 30.0) -> HardwareSpec:
-    """Measure this machine on layers of `architecture`; repeats are cut so that it takes about `budget_seconds`."""
+def probe(architecture: Architecture, ops: NativeOps, *, budget_seconds: float = 20.0) -> HardwareSpec:
+    """Measure this machine on layers of `architecture`, in about `budget_seconds` and twice through at the least."""
+    begin = time.perf_counter()
     bench = ProbeBench(architecture, ops)
-    samples = list(bench.measure(budget_seconds))
-    outside = bench.scheduling_seconds()
-    fresh = fresh_seconds_per_byte()
-    by_threads = tuple(read_bytes_per_second(threads) for threads in range(1, ops.threads + 1))
-    spec = summarise(bench.architecture, samples, by_threads)
-    return dataclasses.replace(spec, step_seconds=outside[0], row_seconds=outside[1], fresh_seconds_per_byte=fresh)
+    bench.round()  # warms the threads and the allocator up
+    rounds = [bench.round()]
+    while len(rounds) < 2 or time.perf_counter() - begin < budget_seconds:
+        rounds.append(bench.round())
+    return bench.spec(rounds)
 
 
 class ProbeBench:
@@ -95,22 +103,22 @@ class ProbeBench:
         self._executor = Executor(CpuMachine())
         self._sampler = Sampler(ops, vocab=config.vocab, eos_token_ids=(), threads=ops.threads)
         self._plan = Plan(step_tokens=PREFILL_ROWS[-1], max_requests=PREFILL_ROWS[-1], kv_blocks=self._blocks)
+        self._fixed: tuple[float, float, float] | None = None  # what is measured once
         self._generator = torch.Generator().manual_seed(0)
 
-    def measure(self, budget_seconds: float) -> Iterator[Sample]:
-        """Samples of every shape, those that take longest being repeated least."""
-        shapes = list(self._shapes())
-        begin = time.perf_counter()
-        once = [self.run(*shape) for shape in shapes]  # warm the threads and the allocator up
-        once = [self.run(*shape) for shape in shapes]
-        spent = time.perf_counter() - begin
-        rounds = max(2, min(7, int(budget_seconds / (spent / 2)) - 2))
-        repeats = [[first] for first in once]
-        for _ in range(rounds):  # in turns, so that a slow moment does not fall on one shape alone
-            for index, shape in enumerate(shapes):
-                repeats[index].append(self.run(*shape))
-        for several in repeats:
-            yield _median(several)
+    def round(self) -> list[Sample]:
+        """Each shape once. Rounds go through all in turn, so that a slow moment does not fall on one shape alone."""
+        return [self.run(*shape) for shape in self._shapes()]
+
+    def spec(self, rounds: Sequence[Sequence[Sample]]) -> HardwareSpec:
+        """The machine by the medians of some rounds."""
+        by_threads = tuple(read_bytes_per_second(threads) for threads in range(1, self._ops.threads + 1))
+        spec = summarise(self.architecture, [_median(several) for several in zip(*rounds, strict=True)], by_threads)
+        if self._fixed is None:
+            step, row = self.step_seconds(spec.host.task_seconds)
+            self._fixed = step, row, self.fresh_seconds()
+        step, row, fresh = self._fixed
+        return dataclasses.replace(spec, step_seconds=step, row_seconds=row, fresh_seconds_per_byte=fresh)
 
     def run(self, requests: int, cached: int, rows: int) -> Sample:
         """One step of `requests` requests, each with `rows` new tokens after `cached` ones."""
@@ -128,25 +136,38 @@ class ProbeBench:
         per_layer = {stage: s if stage in ONCE else s / layers for stage, s in seconds.items()}
         return Sample(batch.shape, per_layer, (elapsed - in_tasks) / len(tasks))
 
-    def scheduling_seconds(self) -> tuple[float, float]:
-        """What choosing, laying out and taking in a step of decodes takes: of itself, and for each row."""
-        few, many = self._schedule(1), self._schedule(SCHEDULED)
+    def step_seconds(self, task_seconds: float) -> tuple[float, float]:
+        """What a step of decodes takes outside of its tasks, beside what each adds: of itself, and for each row."""
+        few, many = self._step_outside(1, task_seconds), self._step_outside(SCHEDULED, task_seconds)
         row = max(0.0, (many - few) / (SCHEDULED - 1))
         return max(0.0, few - row), row
 
-    def _schedule(self, requests: int) -> float:
-        scheduler = Scheduler(self._plan, lambda request: False)
+    def _step_outside(self, requests: int, task_seconds: float) -> float:
+        plan = dataclasses.replace(self._plan, kv_blocks=2 * SCHEDULED, max_requests=SCHEDULED)
+        stopping = Stopping(None, (), self.architecture.config.max_context)
+        engine = Engine(self.architecture, self._weights, self._ops, CpuMachine(), plan, stopping)
+        params = SamplingParams(max_tokens=BLOCK_TOKENS, ignore_eos=True, detokenize=False)
         for index in range(requests):
-            scheduler.add(Request(index, array("i", range(BLOCK_TOKENS // 2)), SamplingParams(), seed=index))
-        tokens = dict.fromkeys(range(requests), 0)
+            engine.add(Request(index, array("i", range(BLOCK_TOKENS // 2)), params, seed=index))
+        shape = StepShape(decode_tokens=requests, decode_context=requests, logit_rows=requests)
+        tasks = len(step_tasks([shape], self._memory.begin_step(shape), plan))
         times: list[float] = []
-        for _ in range(BLOCK_TOKENS):
-            begin = time.perf_counter()
-            step = scheduler.next_step()
-            assert step is not None
-            scheduler.commit(step, tokens)
-            times.append(time.perf_counter() - begin)
-        return statistics.mean(times[1:])
+        steps, begin, in_tasks = engine.run(), time.perf_counter(), 0.0
+        for _ in steps:
+            end, total = time.perf_counter(), sum(engine.totals.stage_seconds.values())
+            times.append(end - begin - (total - in_tasks) - tasks * task_seconds)
+            begin, in_tasks = end, total
+        return max(0.0, statistics.median(times[1:-1]))
+
+    def fresh_seconds(self) -> float:
+        """What storing takes longer in a cache that nobody wrote before, per byte of the pages that this needs."""
+        config, rows = self.architecture.config, PREFILL_ROWS[-1]
+        model = CostModel(config, HardwareSpec("pages", Processor("host", 1.0, 1.0, 1.0), fresh_seconds_per_byte=1.0))
+        used = self._cache
+        self._cache = KVCache(config, self._ops, blocks=self._blocks, block_tokens=BLOCK_TOKENS)
+        first, again = (self.run(1, 0, rows).seconds[Stage.STORE_KV] for _ in range(2))
+        self._cache = used
+        return max(0.0, first - again) * len(config.layers) / model.fresh_seconds(0, rows)
 
     def _shapes(self) -> Iterator[tuple[int, int, int]]:
         tokens = (self._blocks - PROMPT_BLOCKS) * BLOCK_TOKENS

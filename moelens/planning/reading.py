@@ -1,4 +1,4 @@
-"""At what rate threads read memory that no cache holds, and what memory costs that nobody had before."""
+"""At what rate threads read memory that no cache holds."""
 
 from __future__ import annotations
 
@@ -27,18 +27,6 @@ def read_bytes_per_second(threads: int, *, nbytes: int = READ_BYTES, rounds: int
             list(pool.map(_read, parts))
             rates.append(nbytes / (time.perf_counter() - begin))
     return statistics.median(rates[1:])
-
-
-def fresh_seconds_per_byte(*, nbytes: int = 64 << 20) -> float:
-    """What the system takes for pages when they are first written, on one thread."""
-    arena = Arena(nbytes, purpose="measuring memory")
-    pages = arena.view(0, torch.uint8, (nbytes,)).numpy()[:: 4 << 10]
-    begin = time.perf_counter()
-    pages.fill(1)
-    first = time.perf_counter() - begin
-    begin = time.perf_counter()
-    pages.fill(2)
-    return max(0.0, first - (time.perf_counter() - begin)) / nbytes
 
 
 def _read(numbers: np.ndarray) -> float:

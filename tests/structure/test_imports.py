@@ -62,11 +62,11 @@ ALLOWED: dict[str, set[str]] = {
     "planning.reading": {"memory"},
     "planning.probe": RECORDS
     | {"cost", "ops", "ops.interface", "models", "models.architecture", "memory", "machine", "checkpoint"}
-    | {"schedule", "schedule.batch", "pipeline", "planning", "planning.reading"},
+    | {"schedule", "schedule.batch", "pipeline", "stopping", "engine", "planning", "planning.reading"},
     "machine.simulated": RECORDS,
     # all of it together
     "engine": RECORDS
-    | {"ops", "ops.interface", "models", "memory", "machine", "schedule", "pipeline", "planning", "text", "stopping"},
+    | {"ops", "ops.interface", "models", "memory", "machine", "schedule", "pipeline", "text", "stopping"},
     "options": RECORDS,
     "offload": RECORDS | {"ops", "ops.interface", "models", "memory", "machine", "planning"},
     "assembly": RECORDS
