@@ -54,7 +54,8 @@ KNOWN: Mapping[Kind, frozenset[str]] = {
     Kind.COMPLETION: _SAMPLING | _BODY | {"prompt", "response_format"},
     Kind.PLAIN: _SAMPLING
     | CHAT_FIELDS
-    | {"add_special_tokens", "custom_id", "detokenize", "logprobs", "prompt", "prompt_token_ids", "return_token_ids"},
+    | {"add_special_tokens", "custom_id", "detokenize", "logprobs", "prompt", "prompt_token_ids", "response_format"}
+    | {"return_token_ids"},
 }
 
 # They say something about the requester or the service and nothing about the text.

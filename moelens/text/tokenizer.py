@@ -60,6 +60,7 @@ class Tokenizer:
         try:
             encoded = self.hf(list(texts), **arguments)["input_ids"]
         except Exception as error:
+            _refuse_surrogates(texts)
             given = f" with tokenization_kwargs={dict(options)}" if options else ""
             raise ValidationError(f"The tokenizer refused the prompts{given}: {_first_line(error)}") from error
         return [array("i", token_ids) for token_ids in encoded]
@@ -126,6 +127,18 @@ def bad_word_sequences(tokenizer: Tokenizer, words: Sequence[str]) -> tuple[tupl
         if spaced and spaced[0] != plain[0] and len(spaced) == len(plain):
             sequences.append(spaced)
     return tuple(sequences)
+
+
+def _refuse_surrogates(texts: Sequence[str]) -> None:
+    """Raise ValidationError for half a surrogate pair, which JSON can write and no text can hold."""
+    for text in texts:
+        try:
+            text.encode()
+        except UnicodeEncodeError as error:
+            half = ascii(text[error.start]).strip("'")
+            raise ValidationError(
+                f"The prompt holds {half} at character {error.start}, half of a surrogate pair, which is no character."
+            ) from error
 
 
 def _first_line(error: BaseException) -> str:

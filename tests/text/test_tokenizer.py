@@ -76,6 +76,27 @@ def test_a_bad_word_must_have_tokens(byte_tokenizer: Tokenizer) -> None:
         bad_word_sequences(byte_tokenizer, [" "])
 
 
+def test_half_a_character_is_said(byte_tokenizer: Tokenizer) -> None:
+    with pytest.raises(ValidationError, match=r"holds \\ud83d at character 2, half of a surrogate pair"):
+        byte_tokenizer.encode(["fine", "a \ud83d"])
+
+
+@pytest.mark.parametrize(
+    "template",
+    [
+        "{{ messages.__class__.__mro__ }}",
+        "{{ ''.__class__.__base__.__subclasses__() }}",
+        "{{ raise_exception.__globals__['os'] }}",
+        "{{ messages.append(1) }}",
+        "{% for i in range(1000000000) %}{% endfor %}",
+        "{% include '/etc/passwd' %}",
+    ],
+)
+def test_a_template_stays_in_its_sandbox(byte_tokenizer: Tokenizer, template: str) -> None:
+    with pytest.raises(ValidationError, match="The chat template refused the conversation"):
+        byte_tokenizer.render([{"role": "user", "content": "a"}], chat_template=template)
+
+
 def test_a_template_is_a_text_or_a_file(tmp_path: Path) -> None:
     path = tmp_path / "template.jinja"
     path.write_text("{{ messages }}", encoding="utf-8")
