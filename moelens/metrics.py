@@ -6,9 +6,10 @@ from collections.abc import Iterable
 from typing import TYPE_CHECKING
 
 from moelens.outputs import Metric
+from moelens.pipeline.task import Resource, Stage
 
 if TYPE_CHECKING:
-    from moelens.engine import Engine
+    from moelens.engine import Engine, EngineTotals
 
 PREFIX = "moelens:"
 
@@ -36,7 +37,23 @@ def engine_metrics(engine: Engine) -> list[Metric]:
     ]
     for stage, seconds in totals.stage_seconds.items():
         metrics.append(_counter(f"{stage.replace(' ', '_')}_seconds", seconds, f"Seconds of the stage {stage!r}."))
-    return metrics
+    return metrics + _utilisation(totals)
+
+
+def _utilisation(totals: EngineTotals) -> list[Metric]:
+    """Each lane's share of the steps' time, over all steps so far."""
+    steps = totals.prefill_seconds + totals.decode_seconds
+    busy = dict.fromkeys(Resource, 0.0)
+    for stage, seconds in totals.stage_seconds.items():
+        busy[Stage(stage).resource] += seconds
+    return [
+        _gauge(
+            f"{lane.value.replace(' ', '_')}_utilisation_perc",
+            seconds / steps if steps else 0.0,
+            f"Share of the steps' time in which the lane {lane.value!r} worked; 1 is all of it.",
+        )
+        for lane, seconds in busy.items()
+    ]
 
 
 def prometheus_text(metrics: Iterable[Metric]) -> str:

@@ -29,3 +29,21 @@ def test_every_metric_is_named_once_and_explained() -> None:
     assert len(set(names)) == len(names)
     assert all(metric.help and metric.name.startswith("moelens:") for metric in metrics)
     assert "moelens:attend_decodes_seconds" in names
+
+
+def test_a_lanes_utilisation_is_its_share_of_the_steps() -> None:
+    engine = FakeEngine(None)
+    assert utilisation(engine) == {"device": 0.0, "host": 0.0, "to_device": 0.0, "to_host": 0.0}
+    engine.totals.prefill_seconds, engine.totals.decode_seconds = 3.0, 5.0
+    engine.totals.stage_seconds = {"attend decodes": 1.5, "store kv": 0.5, "after attention": 6.0, "load": 4.0}
+    assert utilisation(engine) == {"device": 0.75, "host": 0.25, "to_device": 0.5, "to_host": 0.0}
+
+
+def utilisation(engine: FakeEngine) -> dict[str, float]:
+    metrics = engine_metrics(engine)  # type: ignore[arg-type]
+    ending = "_utilisation_perc"
+    return {
+        metric.name.removeprefix("moelens:").removesuffix(ending): metric.value
+        for metric in metrics
+        if metric.name.endswith(ending)
+    }
