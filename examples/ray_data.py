@@ -131,9 +131,7 @@ def main() -> None:
         compute=ray.data.ActorPoolStrategy(size=found.workers),
         num_cpus=found.cpus_per_worker,
         num_gpus=found.gpus_per_worker,
-        max_restarts=-1,
-        max_task_retries=-1,
-    )
+    )  # Ray Data starts workers again, and repeats what they were at, as often as it takes
     for row in done.iter_rows():
         print(f"part {row['first_line']}: {row['results']} results", flush=True)
 
