@@ -95,6 +95,7 @@ class Engine:
         self.plan = plan
         self.totals = EngineTotals()
         self.last_timeline = Timeline()  # of the last step
+        self.recorded_timeline: Timeline | None = None  # of all steps since somebody asked for it
         self.max_model_len = stopping.max_model_len
         self.eos_token_ids = stopping.eos_token_ids
         self._architecture = architecture
@@ -156,6 +157,8 @@ class Engine:
                 finished = self._scheduler.commit(step, tokens)
             end = time.perf_counter()
             self.last_timeline = timeline
+            if self.recorded_timeline is not None:
+                self.recorded_timeline.spans += timeline.spans
             report = _report(step, finished, len(tokens), end - begin)
             self.totals.add(report, timeline, scheduled - begin + end - executed)
             yield report

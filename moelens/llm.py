@@ -17,6 +17,8 @@ from moelens.errors import ConfigError, UnsupportedCallError
 from moelens.metrics import engine_metrics
 from moelens.options import EngineOptions
 from moelens.outputs import Metric, RequestOutput
+from moelens.pipeline.drawing import write_timeline
+from moelens.pipeline.timeline import Timeline
 from moelens.plan import Plan
 from moelens.progress import BarFactory, GenerationBar, bar_factory, rendering_bar
 from moelens.sampling_params import SamplingParams
@@ -264,6 +266,19 @@ class LLM:
     def get_metrics(self) -> list[Metric]:
         """The engine's counts since the beginning, and its state."""
         return engine_metrics(self.engine)
+
+    def start_timeline(self) -> None:
+        """From now on, remember when each task of each step ran; what was remembered before is dropped."""
+        self.engine.recorded_timeline = Timeline()
+
+    def write_timeline(self, path: str | os.PathLike[str]) -> None:
+        """Write what ran since `start_timeline`: a trace for Perfetto to a .json file, a picture to a .png file.
+
+        Raises ConfigError when nothing was recorded, for another ending, or where a picture lacks matplotlib.
+        """
+        if self.engine.recorded_timeline is None:
+            raise ConfigError("Nothing was recorded: call start_timeline() before generate().")
+        write_timeline(self.engine.recorded_timeline, Path(path))
 
     def reset_prefix_cache(self) -> bool:
         """Forget what is kept of finished prompts for later ones that begin alike; always succeeds."""

@@ -50,6 +50,8 @@ class Options:
     enable_prefix_caching: bool | None
     num_threads: int | None
     output_json: Path | None
+    trace: Path | None
+    timeline: Path | None
 
     @property
     def needs_tokenizer(self) -> bool:
@@ -93,6 +95,8 @@ def parse_arguments(argv: Sequence[str] | None = None) -> Options:
         enable_prefix_caching=found.enable_prefix_caching,
         num_threads=found.num_threads,
         output_json=found.output_json,
+        trace=found.trace,
+        timeline=found.timeline,
     )
 
 
@@ -144,6 +148,8 @@ def _make_parser() -> argparse.ArgumentParser:
     engine.add_argument("--num-threads", type=_positive)
 
     parser.add_argument("--output-json", type=Path, help="write the report there too")
+    parser.add_argument("--trace", type=Path, help="write when each task ran to a .json file, for Perfetto")
+    parser.add_argument("--timeline", type=Path, help="draw when each task ran to a .png file")
     return parser
 
 
@@ -157,6 +163,9 @@ def _check(parser: argparse.ArgumentParser, found: argparse.Namespace) -> None:
             )
     elif found.input_len is None:
         parser.error("random prompts need --input-len; or give --dataset-path")
+    for flag, path, ending in (("--trace", found.trace, ".json"), ("--timeline", found.timeline, ".png")):
+        if path is not None and path.suffix != ending:
+            parser.error(f"{flag} must name a {ending} file, got {str(path)!r}")
     if not 0 <= found.random_range_ratio < 1:
         parser.error(f"--random-range-ratio must be in [0, 1), got {found.random_range_ratio}")
     if found.num_warmups > found.num_prompts:

@@ -32,12 +32,17 @@ def measure(options: Options, make_llm: Callable[..., LLM]) -> tuple[Measurement
         _generate(llm, requests[: options.num_warmups], options)
         llm.reset_prefix_cache()  # the same prompts follow
 
+    drawn = [path for path in (options.trace, options.timeline) if path is not None]
+    if drawn:
+        llm.start_timeline()
     before = dataclasses.replace(engine.totals)
     preempted, shared = engine.scheduler.preemptions, engine.scheduler.shared_tokens
     begin = time.perf_counter()
     outputs = _generate(llm, requests, options)
     elapsed = time.perf_counter() - begin
     after = engine.totals
+    for path in drawn:
+        llm.write_timeline(path)
 
     measurement = Measurement(
         requests=len(requests),

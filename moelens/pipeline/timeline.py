@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 from moelens.pipeline.task import Resource, Stage, Task
@@ -26,6 +27,17 @@ class Timeline:
     """The spans of one or more steps, in order of submission."""
 
     spans: list[Span] = field(default_factory=list)
+
+    @classmethod
+    def of(cls, tasks: Sequence[Task], begins: Sequence[float], ends: Sequence[float]) -> Timeline:
+        """Of tasks whose times are known, such as those of a simulated step."""
+        return cls([Span(task, begin, end) for task, begin, end in zip(tasks, begins, ends, strict=True)])
+
+    @property
+    def seconds(self) -> float:
+        """From the first task's start to the last one's end."""
+        starts = (span.start_seconds for span in self.spans)
+        return max((span.end_seconds for span in self.spans), default=0.0) - min(starts, default=0.0)
 
     def busy_seconds(self, resource: Resource) -> float:
         """Time that a resource spent on tasks."""

@@ -92,7 +92,7 @@ ALLOWED: dict[str, set[str]] = {
     "metrics": RECORDS | {"engine"},
     "llm": RECORDS
     | {"checkpoint", "text", "arguments", "defaults", "progress", "session", "options", "assembly", "engine"}
-    | {"metrics"},
+    | {"metrics", "pipeline"},
     "jobs": RECORDS | {"llm", "session", "defaults", "metrics", "text", "checkpoint", "ops"},
     "": RECORDS | {"llm", "text", "jobs"},
     "bench": RECORDS | {"", "llm", "ops", "arguments"},
