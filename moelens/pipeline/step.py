@@ -39,7 +39,8 @@ class _Step:
         self._experts: dict[int, tuple[int, ...]] = {}  # and those that the experts come after
         self._left: dict[int, tuple[int, ...]] = {}  # the tasks that were the last to use a layer's weights
         self._waiting: list[tuple[int, int, tuple[int, ...]]] = []  # chunks to be loaded: layer, chunk, after
-        self._projected: dict[int, int] = {}  # by part, its BEFORE_ATTENTION
+        self._overdue = 0  # of those, how many belong to slots that were left more than a layer ago
+        self._let_in = 0  # and how many came with the last slot
         self._attended: dict[int, list[int]] = {}  # by part, what its rows' attention on the host ends with
         self._prefilled: dict[int, tuple[int, ...]] = {}
         # By part: until the layer before is out of these places, this one's q, k and v must not be written there.
@@ -51,21 +52,25 @@ class _Step:
         inputs = [self._add(Stage.INPUT, 0, part) for part in self._parts]
         for layer in self._streamed[: self._plan.ring_layers]:
             self._queue(layer, ())
-            self._load(len(self._waiting))
+        self._load(len(self._waiting))
         for part in self._parts:
             self._enter(0, part, (inputs[part],))
         for layer in range(len(self._loads)):
-            self._left[layer] = ()
+            ends: list[int] = []
             for part in self._parts:
                 self._load(self._share(part))
                 left = self._leave(layer, part)
-                self._left[layer] = (*self._left[layer], left)
+                ends.append(left)
                 if layer + 1 < len(self._loads):
+                    self._load(self._until_front(layer + 1))
                     self._enter(layer + 1, part, (left,))
                 else:
                     self._finish(layer, part, left)
+            self._left[layer] = tuple(ends)
+            self._overdue = len(self._waiting)
             if layer in self._position:
                 self._refill(layer)
+            self._let_in = len(self._waiting) - self._overdue
         self._load(len(self._waiting))
 
     def _add(self, stage: Stage, layer: int, part: int, *after: tuple[int, ...], chunk: int = 0) -> int:
@@ -93,8 +98,17 @@ class _Step:
         self._waiting += [(layer, chunk, free) for chunk in range(first, last + 1)]
 
     def _share(self, part: int) -> int:
-        """How many of the waiting chunks go before the upload of `part`: they are spread over all parts evenly."""
-        return -(-len(self._waiting) // (len(self._shapes) - part))
+        """How many of the waiting chunks go before the upload of `part`.
+
+        The slot was left just before the first part's rows come up, so these go first; then, before each other part's,
+        as many as are copied while the device works for one. What is left goes before the next layer's.
+        """
+        return self._overdue if part == 0 else -(-self._let_in // len(self._shapes))
+
+    def _until_front(self, layer: int) -> int:
+        """How many of the waiting chunks have to go before a part enters `layer`: up to its front, if that waits."""
+        fronts = [i for i, (waiting, chunk, _) in enumerate(self._waiting) if waiting == layer and chunk == 0]
+        return fronts[0] + 1 if fronts and layer not in self._left else 0
 
     def _load(self, count: int) -> None:
         for layer, chunk, free in self._waiting[:count]:
