@@ -1,94 +1,159 @@
 """Runs moelens and its peers on the same work, in turn, each in a process of its own, and prints a table.
 
-    python -m bench.peers --model MODEL [MODEL ...] --workload 64x128x64 32x512x128 --peers moelens transformers
+    python -m bench.peers --model MODEL [MODEL ...] [--workload 64x128x64 …] [--peers moelens vllm …] [--repeats 5]
+        [--python vllm=ENV/bin/python] [--gguf FILE …] [--eager] [--json FILE]
 
-Tokens per second count prompt and generated tokens over the whole run without loading; the ratio is the median over
-the repeats of moelens' tokens per second over the peer's in the same repeat.
+Each process loads a model once and then waits for work, so that peers alternate: every round of a workload runs each
+of them once, on prompts of its own, and measures before and after each run what the machine can do (multiplications
+in registers, a plain read of memory). Tokens per second count prompt and generated tokens over the whole run without
+loading. Figures are medians over the rounds; shares are of the roofline by the ceilings around that run; ratios are
+medians of the peer's seconds over moelens' in the same round. Of vLLM, prefill is a second run asking for one token
+and decode the difference. Peak RSS is that of the peer's largest process since it was started. All peers of a model
+are in memory at once: what doesn't fit is for another run.
 """
 
 from __future__ import annotations
 
 import argparse
-import importlib.util
+import contextlib
 import json
 import os
 import statistics
-import subprocess
 import sys
-import tempfile
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
 from pathlib import Path
 
-from bench.peers.workload import Workload
+import torch
 
-FOLDER = Path(__file__).parent
-COLUMNS = (
-    "model",
-    "workload",
-    "peer",
-    "tok/s",
-    "prefill tok/s",
-    "decode tok/s",
-    "load s",
-    "peak RSS MiB",
-    "moelens is faster by",
-    "same first token",
-)
-MODULES = {"moelens": "moelens", "transformers": "transformers"}
+from bench.ceilings import Ceiling, CeilingMeter
+from bench.peers.process import PEERS, Worker, has_module, start_peer
+from bench.peers.roofline import least
+from bench.peers.table import Cell, Round, header, row
+from bench.peers.workload import Run, Settings, Workload
+from moelens.models.config import ModelConfig
+from moelens.models.registry import build
+from moelens.ops.native import choose_isa
+
+WORKLOADS = ("64x128x64", "32x512x128", "256x64x32")
+MOST_IDLE_CORES = 0.05  # more by peers that wait, and the run's figures are not theirs alone
 
 
-def run_peer(peer: str, model: str, workload: str, threads: int) -> dict[str, object]:
-    with tempfile.NamedTemporaryFile(suffix=".json") as output:
-        command = [sys.executable, str(FOLDER / f"run_{peer}.py"), model, workload, str(threads), output.name]
-        subprocess.run(command, check=True, stdout=sys.stderr)
-        return json.loads(Path(output.name).read_text())
+def run_round(name: str, workers: Mapping[str, Worker], work: Workload, seed: int) -> tuple[Run, float]:
+    """One run of one peer, and the cores that the others kept busy meanwhile."""
+    others = [worker for other, worker in workers.items() if other != name]
+    begin, busy = time.perf_counter(), sum(worker.cpu_seconds() for worker in others)
+    request = {"workload": f"{work.requests}x{work.prompt_tokens}x{work.output_tokens}", "seed": seed}
+    run = Run(**workers[name].ask(request))
+    idle_cores = (sum(worker.cpu_seconds() for worker in others) - busy) / (time.perf_counter() - begin)
+    if idle_cores > MOST_IDLE_CORES:
+        print(f"while {name} ran, the others kept {idle_cores:.2f} cores busy", file=sys.stderr, flush=True)
+    return run, idle_cores
 
 
-def describe(workload: Workload, runs: list[dict[str, object]], ours: list[dict[str, object]]) -> str:
-    tokens = workload.requests * (workload.prompt_tokens + workload.output_tokens)
+def measure_cells(
+    model: str, config: ModelConfig, workers: Mapping[str, Worker], work: Workload, repeats: int, meter: CeilingMeter
+) -> dict[str, Cell]:
+    """All peers on one workload, in turn."""
+    rounds: dict[str, list[Round]] = {name: [] for name in workers}
+    before = meter.measure()
+    for seed in range(repeats):
+        for name in workers:
+            run, idle_cores = run_round(name, workers, work, seed)
+            after = meter.measure()
+            ceiling = before.mean(after)
+            peak = workers[name].peak_rss_bytes()
+            rounds[name].append(Round(run, least(config, work, ceiling), ceiling, peak, idle_cores))
+            print(f"{model} {work} round {seed} {name}: {run.seconds:.2f} s", file=sys.stderr, flush=True)
+            before = after
+    return {name: Cell(model, work, workers[name].about, rounds[name]) for name in workers}
 
-    def median(value: object) -> float:
-        return statistics.median(value(run) for run in runs)
 
-    decoded = workload.requests * (workload.output_tokens - 1)
-    cells = [
-        f"{median(lambda r: tokens / r['seconds']):.0f}",
-        f"{median(lambda r: workload.requests * workload.prompt_tokens / r['prefill_seconds']):.0f}",
-        f"{median(lambda r: decoded / r['decode_seconds']):.0f}",
-        f"{median(lambda r: r['load_seconds']):.1f}",
-        f"{median(lambda r: r['peak_rss_bytes'] / 2**20):.0f}",
-    ]
-    ratio = (
-        statistics.median(run["seconds"] / our["seconds"] for run, our in zip(runs, ours, strict=True)) if ours else 0
-    )
-    agree = [a == b for a, b in zip(runs[0]["first_tokens"], ours[0]["first_tokens"], strict=True)] if ours else [0]
-    return " | ".join([*cells, f"{ratio:.2f}", f"{100 * sum(agree) / len(agree):.0f}%"])
+def parse_arguments(argv: Sequence[str] | None = None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--model", nargs="+", required=True, help="checkpoint folders")
+    parser.add_argument("--workload", nargs="+", default=list(WORKLOADS), help="requests x prompt x output tokens")
+    parser.add_argument("--peers", nargs="+", default=list(PEERS), choices=list(PEERS))
+    parser.add_argument("--python", nargs="+", default=[], metavar="PEER=PYTHON", help="interpreters of peers")
+    parser.add_argument("--gguf", nargs="+", default=[], help="for llama.cpp: a file for each model, in order")
+    parser.add_argument("--eager", action="store_true", help="run vLLM without torch.compile")
+    parser.add_argument("--repeats", type=int, default=5)
+    parser.add_argument("--threads", type=int, default=len(os.sched_getaffinity(0)))
+    parser.add_argument("--json", type=Path, help="write every run here")
+    arguments = parser.parse_args(argv)
+    pairs = [text.partition("=") for text in arguments.python]
+    unknown = [name for name, _, python in pairs if name not in PEERS or not python]
+    if unknown:
+        parser.error(f"--python takes PEER=PYTHON with PEER one of {', '.join(PEERS)}, got {', '.join(unknown)}")
+    arguments.python = {name: python for name, _, python in pairs}
+    if arguments.gguf and len(arguments.gguf) != len(arguments.model):
+        parser.error(f"--gguf takes one file for each of the {len(arguments.model)} models, got {len(arguments.gguf)}")
+    try:
+        arguments.workload = [Workload.parse(text) for text in arguments.workload]
+    except ValueError as error:
+        parser.error(str(error))
+    for name in ("repeats", "threads"):
+        if getattr(arguments, name) < 1:
+            parser.error(f"--{name} must be at least 1, got {getattr(arguments, name)}")
+    return arguments
+
+
+def choose_peers(arguments: argparse.Namespace) -> list[str]:
+    """Those that are installed; of the others it is said how to get them."""
+    chosen = []
+    for name in dict.fromkeys(arguments.peers):
+        python = arguments.python.get(name, sys.executable)
+        if not has_module(python, PEERS[name].module):
+            print(f"{name} is left out, {python} doesn't have it: {PEERS[name].install}", file=sys.stderr)
+        elif name == "llama.cpp" and not arguments.gguf:
+            print(f"{name} is left out, it needs a GGUF file: {PEERS[name].install}", file=sys.stderr)
+        else:
+            chosen.append(name)
+    return chosen
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--model", nargs="+", required=True)
-    parser.add_argument("--workload", nargs="+", default=["64x128x64", "32x512x128", "256x64x32"])
-    parser.add_argument("--peers", nargs="+", default=list(MODULES), choices=list(MODULES))
-    parser.add_argument("--repeats", type=int, default=1)
-    parser.add_argument("--threads", type=int, default=len(os.sched_getaffinity(0)))
-    arguments = parser.parse_args()
-    peers = [peer for peer in arguments.peers if importlib.util.find_spec(MODULES[peer])]
-    for peer in set(arguments.peers) - set(peers):
-        print(f"{peer} is not installed and is left out: pip install {MODULES[peer]}", file=sys.stderr)
-    print("| " + " | ".join(COLUMNS) + " |")
-    print("|" + " --- |" * len(COLUMNS))
-    for model in arguments.model:
-        for text in arguments.workload:
-            runs: dict[str, list[dict[str, object]]] = {peer: [] for peer in peers}
-            for _ in range(arguments.repeats):
-                for peer in peers:
-                    runs[peer].append(run_peer(peer, model, text, arguments.threads))
-            for peer in peers:
-                row = describe(Workload.parse(text), runs[peer], runs.get("moelens", []))
-                print(
-                    f"| {Path(model).name} | {Workload.parse(text)} | {peer} {runs[peer][0]['version']} | {row} |",
-                    flush=True,
-                )
+    arguments = parse_arguments()
+    torch.set_num_threads(1)
+    peers = choose_peers(arguments)
+    meter = CeilingMeter(choose_isa(None), arguments.threads)
+    cells: list[Cell] = []
+    print(header(), flush=True)
+    for index, model in enumerate(arguments.model):
+        config = build(json.loads((Path(model) / "config.json").read_text(encoding="utf-8"))).config
+        settings = Settings(
+            model,
+            arguments.threads,
+            max(work.prompt_tokens + work.output_tokens for work in arguments.workload),
+            max(work.requests for work in arguments.workload),
+            arguments.eager,
+            arguments.gguf[index] if arguments.gguf else None,
+        )
+        with contextlib.ExitStack() as stack:
+            workers = {}
+            for name in peers:
+                python = arguments.python.get(name, sys.executable)
+                workers[name] = stack.enter_context(start_peer(name, python, asdict(settings)))
+            for work in arguments.workload:
+                found = measure_cells(Path(model).name, config, workers, work, arguments.repeats, meter)
+                for name in peers:
+                    print(row(found[name], found.get("moelens")), flush=True)
+                cells += found.values()
+                if arguments.json:  # after every cell: a run of an hour may be broken off
+                    arguments.json.write_text(json.dumps([asdict(cell) for cell in cells], indent=1))
+    if cells:
+        print(f"\n{describe_ceilings([one.ceiling for cell in cells for one in cell.rounds])}")
+
+
+def describe_ceilings(ceilings: Sequence[Ceiling]) -> str:
+    """One line: medians and extremes."""
+    flops = [one.flops_per_second / 1e9 for one in ceilings]
+    reads = [one.bytes_per_second / 1e9 for one in ceilings]
+    return (
+        f"Ceilings: {statistics.median(flops):.0f} GFLOP/s ({min(flops):.0f} to {max(flops):.0f}), "
+        f"{statistics.median(reads):.1f} GB/s ({min(reads):.1f} to {max(reads):.1f})."
+    )
 
 
 if __name__ == "__main__":

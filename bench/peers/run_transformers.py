@@ -1,62 +1,55 @@
-"""One run of transformers' static-batch generate: `run_transformers.py MODEL WORKLOAD THREADS OUTPUT`."""
+"""A worker that runs workloads on transformers' static-batch generate (sdpa, its default experts)."""
 
-import sys
+from __future__ import annotations
+
 import time
+from collections.abc import Callable
+from typing import Any
 
 import torch
 import transformers
-from workload import Result, Workload, peak_rss_bytes, report, vocab_of
+from worker import serve_workloads
+from workload import Run, Settings, Workload
 
 
 class Clock(transformers.StoppingCriteria):
-    """Notes the time of every step and never stops."""
+    """Notes the time of the first step and never stops."""
 
-    def __init__(self) -> None:
-        self.times: list[float] = []
+    first: float | None = None
 
     def __call__(self, input_ids: torch.Tensor, scores: torch.Tensor, **_: object) -> torch.Tensor:
-        self.times.append(time.perf_counter())
+        self.first = self.first or time.perf_counter()
         return torch.zeros(input_ids.shape[0], dtype=torch.bool)
 
 
-def main(model: str, workload_text: str, threads: str, output: str) -> None:
-    torch.set_num_threads(int(threads))
-    workload = Workload.parse(workload_text)
-    begin = time.perf_counter()
+def load(settings: Settings) -> tuple[dict[str, Any], Callable[[Workload, int], Run]]:
+    torch.set_num_threads(settings.threads)
     lm = transformers.AutoModelForCausalLM.from_pretrained(
-        model, dtype=torch.bfloat16, attn_implementation="sdpa"
+        settings.model, dtype=torch.bfloat16, attn_implementation="sdpa"
     ).eval()
-    load_seconds = time.perf_counter() - begin
     lm.generation_config.eos_token_id = None
-    ids = torch.tensor(workload.prompts(vocab_of(model)))
-    clock = Clock()
-    with torch.inference_mode():
-        begin = time.perf_counter()
-        generated = lm.generate(
-            ids,
-            attention_mask=torch.ones_like(ids),
-            max_new_tokens=workload.output_tokens,
-            min_new_tokens=workload.output_tokens,
-            do_sample=False,
-            pad_token_id=1,
-            stopping_criteria=transformers.StoppingCriteriaList([clock]),
-        )
-        end = time.perf_counter()
-    assert generated.shape == (workload.requests, workload.prompt_tokens + workload.output_tokens)
-    report(
-        Result(
-            peer="transformers",
-            version=f"{transformers.__version__} (torch {torch.__version__})",
-            seconds=end - begin,
-            load_seconds=load_seconds,
-            prefill_seconds=clock.times[0] - begin,
-            decode_seconds=end - clock.times[0],
-            peak_rss_bytes=peak_rss_bytes(),
-            first_tokens=generated[:, workload.prompt_tokens].tolist(),
-        ),
-        output,
-    )
+
+    def run(workload: Workload, seed: int) -> Run:
+        ids = torch.tensor(workload.prompts(settings.vocab, seed))
+        clock = Clock()
+        with torch.inference_mode():
+            begin = time.perf_counter()
+            generated = lm.generate(
+                ids,
+                attention_mask=torch.ones_like(ids),
+                max_new_tokens=workload.output_tokens,
+                min_new_tokens=workload.output_tokens,
+                do_sample=False,
+                pad_token_id=1,
+                stopping_criteria=transformers.StoppingCriteriaList([clock]),
+            )
+            end = time.perf_counter()
+        assert generated.shape == (workload.requests, workload.prompt_tokens + workload.output_tokens)
+        assert clock.first is not None
+        return Run(end - begin, clock.first - begin, end - clock.first, generated[:, workload.prompt_tokens].tolist())
+
+    return {"name": "transformers", "version": f"{transformers.__version__} (torch {torch.__version__})"}, run
 
 
 if __name__ == "__main__":
-    main(*sys.argv[1:])
+    serve_workloads(load)
