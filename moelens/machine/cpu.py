@@ -18,6 +18,10 @@ class Finished:
     end_seconds: float
     moved_bytes: int
 
+    @property
+    def is_done(self) -> bool:
+        return True
+
     def wait(self) -> None:
         """Nothing to wait for."""
 

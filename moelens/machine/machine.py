@@ -22,6 +22,10 @@ class Done(Protocol):
     @property
     def moved_bytes(self) -> int: ...
 
+    @property
+    def is_done(self) -> bool:
+        """Whether `wait` would return, or raise, at once."""
+
     def wait(self) -> None:
         """Return when the task is done; raises what it raised, or what a task that it comes after raised."""
 
@@ -32,7 +36,8 @@ class Lane(Protocol):
     def submit(self, task: Task, act: Act, after: Sequence[Done]) -> Done:
         """Run `act` when all earlier submissions to this lane and everything in `after` are done.
 
-        It is not run when one of `after` failed. A lane that runs tasks as they come may raise what the task raises.
+        It is not run when one of `after` failed. A carried task comes when nothing else waits, so later submissions may
+        overtake it. A lane that runs tasks as they come may raise what the task raises.
         """
 
 

@@ -6,6 +6,7 @@ import queue
 import threading
 import time
 import weakref
+from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
@@ -13,6 +14,8 @@ import torch
 
 from moelens.machine.machine import Act, Done
 from moelens.pipeline.task import Task
+
+LOOK_SECONDS = 0.0002  # how often a lane that has only carried tasks looks whether the first can begin
 
 # Runs one act; returns the bytes that it moved. `ready_seconds` is when the last thing that it waited for was done.
 Run = Callable[[Act, float], int]
@@ -37,6 +40,10 @@ class Completion:
         self._error = error
         self._done.set()
 
+    @property
+    def is_done(self) -> bool:
+        return self._done.is_set()
+
     def wait(self) -> None:
         """Return when the task is done; raises what it raised, or what a task that it comes after raised."""
         self._done.wait()
@@ -48,6 +55,7 @@ class Completion:
 class Submission:
     """A task that waits for its turn."""
 
+    task: Task
     act: Act
     after: tuple[Done, ...]
     completion: Completion
@@ -70,7 +78,7 @@ class ThreadLane:
     def submit(self, task: Task, act: Act, after: Sequence[Done]) -> Completion:
         """Queue `act`; returns at once."""
         completion = Completion()
-        self._queue.put(Submission(act, tuple(after), completion, time.perf_counter()))
+        self._queue.put(Submission(task, act, tuple(after), completion, time.perf_counter()))
         return completion
 
 
@@ -83,9 +91,24 @@ def _work(waiting: Queue, run: Run, start_thread: Callable[[], None] | None) -> 
     if start_thread is not None:
         start_thread()
     with torch.inference_mode():  # each thread has its own
-        while (submission := waiting.get()) is not None:
+        carried: deque[Submission] = deque()
+        while (submission := _next(waiting, carried)) is not None:
             _finish(submission, run)
             del submission  # and with it the tensors that its act holds
+
+
+def _next(waiting: Queue, carried: deque[Submission]) -> Submission | None:
+    """What comes next: the queue's head; when there is none, the first carried task if it can begin; None ends all."""
+    while True:
+        try:
+            submission = waiting.get(timeout=LOOK_SECONDS if carried else None)
+        except queue.Empty:
+            if all(earlier.is_done for earlier in carried[0].after):
+                return carried.popleft()
+            continue
+        if submission is None or not submission.task.carried:
+            return submission
+        carried.append(submission)
 
 
 def _finish(submission: Submission, run: Run) -> None:

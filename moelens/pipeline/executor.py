@@ -22,6 +22,7 @@ class Executor:
     def __init__(self, machine: Machine) -> None:
         self._machine = machine
         self._carried: list[tuple[Task, Done]] = []
+        self._carrying: _Guard | None = None
 
     def run(self, tasks: Sequence[Task], act: ActTask) -> Timeline:
         """Run `act` for every task, in an order that honours `after`; it returns the bytes that it moved.
@@ -30,7 +31,9 @@ class Executor:
         step: a MoelensError goes through as it is, anything else is raised as TaskError that names the stage, layer and
         part. Whatever was submitted is over when the exception is raised.
         """
-        guard = _Guard(act)
+        if self._carrying is not None:
+            self._carrying.is_over = True
+        guard = self._carrying = _Guard(act)
         done: list[Done] = []
         try:
             for task in tasks:
@@ -58,18 +61,19 @@ class Executor:
 
 
 class _Guard:
-    """Names a task that fails, and skips all that come after it in time."""
+    """Names a task that fails, and skips all that come after it in time, and carried ones that come too late."""
 
     def __init__(self, act: ActTask) -> None:
         self._act = act
         self.stopped = False
+        self.is_over = False  # the next step has begun: what was carried and has not begun is left to its own tasks
         self.error: Exception | None = None
 
     def act(self, task: Task) -> Act:
         return lambda: self._run(task)
 
     def _run(self, task: Task) -> int:
-        if self.stopped:
+        if self.stopped or (task.carried and self.is_over):
             return 0
         try:
             return self._act(task)

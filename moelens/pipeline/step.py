@@ -50,9 +50,11 @@ class _Step:
 
     def make(self) -> None:
         inputs = [self._add(Stage.INPUT, 0, part) for part in self._parts]
-        for layer in self._streamed[: self._plan.ring_layers]:
+        for position, layer in enumerate(self._streamed[: self._plan.ring_layers]):
             self._queue(layer, ())
-        self._load(len(self._waiting))
+            if position == 0:  # the others' come as in any layer; what the step before has carried is there already
+                self._load(len(self._waiting))
+        self._let_in = len(self._waiting)
         for part in self._parts:
             self._enter(0, part, (inputs[part],))
         for layer in range(len(self._loads)):

@@ -97,7 +97,7 @@ class Task:
 
     `after` are ids of earlier tasks. `chunk` tells the pieces of a stage apart: of a LOAD, 0 is the layer's front and
     1 … are its experts; of LOGITS to SAMPLE, groups of LOGIT_ROWS rows. A LOAD belongs to all parts and has part 0. A
-    `carried` task is not waited for at the step's end: it prepares the next one.
+    `carried` task is not waited for at the step's end: it prepares the next one, as far as there is time until then.
     """
 
     id: int
