@@ -48,6 +48,12 @@ def _doctor(argv: Sequence[str]) -> int:
     return run(argv)
 
 
+def _plan(argv: Sequence[str]) -> int:
+    from moelens.cli.plan import run
+
+    return run(argv)
+
+
 def _bench(argv: Sequence[str]) -> int:
     from moelens.bench.__main__ import main as bench
 
@@ -58,5 +64,6 @@ def _bench(argv: Sequence[str]) -> int:
 _COMMANDS: dict[str, tuple[str, Command]] = {
     "run-batch": ("run a file of requests into a file of results", _run_batch),
     "doctor": ("say what this machine has, what is wrong with it, and what to do", _doctor),
+    "plan": ("say how fast a job will be, what limits it and what would lift the limit", _plan),
     "bench": ("measure throughput on one workload", _bench),
 }

@@ -13,7 +13,8 @@ from moelens.cost.hardware import Curve, HardwareSpec, Processor
 from moelens.cost.work import EVEN, RoutingLoad, Work, expert_weight_bytes, layer_weight_bytes, stage_work
 from moelens.cost.workload import StepShape
 from moelens.models.config import ModelConfig
-from moelens.pipeline.task import Resource, Stage
+from moelens.pipeline.task import Experts, LayerLoad, Resource, Stage
+from moelens.plan import Placement
 
 # Names of curves in Processor.stages beside those of the stages: what decode and prefill rows cost apart, and
 # the seconds that a call takes beside those of its rows, by the number of rows.
@@ -39,13 +40,15 @@ class Demand:
 class CostModel:
     """A model on a machine.
 
-    `scales` multiply the seconds of stages: what was measured in the run itself over what was expected.
+    A device's weights come in `load_chunks` chunks a layer, but for those that `placement` leaves there (None: all
+    come). `scales` multiply the seconds of stages: what was measured in the run itself over what was expected.
     """
 
     config: ModelConfig
     hardware: HardwareSpec
     routing: RoutingLoad = EVEN
     load_chunks: int = 1
+    placement: Placement | None = None
     scales: Mapping[Stage, float] = field(default_factory=dict)
 
     def demand(self, stage: Stage, layer: int, shape: StepShape, chunk: int = 0) -> Demand:
@@ -55,6 +58,16 @@ class CostModel:
         work = stage_work(stage, self.config, layer, shape, self.routing)
         seconds, host_bytes = self._alone(stage, work, shape)
         return Demand(seconds * self.scales.get(stage, 1.0), host_bytes)
+
+    def layer_loads(self) -> tuple[LayerLoad, ...]:
+        """What of each layer has to be brought to the device in a step."""
+        layers, place = range(len(self.config.layers)), self.placement
+        if self.hardware.device is None:
+            return (LayerLoad(),) * len(layers)
+        if place is None:
+            return (LayerLoad(front=True, experts=Experts.WHOLE),) * len(layers)
+        streams = LayerLoad(front=not place.fronts, experts=Experts.WHOLE)
+        return tuple(LayerLoad() if layer in place.layers else streams for layer in layers)
 
     def step_overhead_seconds(self, rows: int) -> float:
         """What a step of so many rows takes outside of its tasks."""

@@ -1,8 +1,8 @@
 """Stage 2: a finite job on a real cache, in closed form where simulating it would take too long.
 
 In the steady state q prompts are admitted in a pass and q·(p + g - 1) rows are computed in it; the number of passes
-counts ramp-up and drain. For K → ∞ and blocks of one token this is stage 1. The simulator is the reference for it: where
-blocks are so short that requests are preempted often, the closed form is too hopeful by up to a third.
+counts ramp-up and drain. For K → ∞ and blocks of one token this is stage 1. The simulator is the reference for it:
+where the cache is so short that requests are preempted often, the closed form is too hopeful by up to a third.
 """
 
 from __future__ import annotations

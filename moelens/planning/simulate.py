@@ -12,7 +12,7 @@ from moelens.cost.workload import StepShape, Workload
 from moelens.errors import CapacityError
 from moelens.machine.simulated import LANES, ONE_LANE, Need, SimulatedMachine, StepTimes
 from moelens.pipeline.step import step_tasks
-from moelens.pipeline.task import Experts, LayerLoad, Resource, Stage, Task
+from moelens.pipeline.task import Resource, Stage, Task
 from moelens.plan import Plan
 from moelens.request import Request
 from moelens.sampling_params import SamplingParams
@@ -93,19 +93,20 @@ class StepClock:
         self._patterns: dict[tuple[tuple[bool, bool, bool, int], ...], list[Task]] = {}
         layers = cost.config.layers
         self._kinds = [layers.index(layer) for layer in layers]  # of each layer: the first that is like it
-        whole = LayerLoad(front=True, experts=Experts.WHOLE)
-        self._loads = (whole if self._has_device else LayerLoad(),) * len(layers)
+        self._loads = cost.layer_loads()
+        streamed = [layer for layer, load in enumerate(self._loads) if load.streams]
+        self._first = frozenset(streamed[: plan.ring_layers])
         self._carried: float | None = None  # seconds that the step before has left for its last loads
 
     def times(self, parts: Sequence[StepShape]) -> tuple[StepTimes, dict[Stage, float]]:
         """The times of a step that follows the one asked for before, and its tasks' seconds alone by stage."""
         needs: dict[tuple[Stage, int, int, int], Need] = {}
         stages = dict.fromkeys(Stage, 0.0)
-        carried, ring = self._carried, self._plan.ring_layers
+        carried = self._carried
 
         def need(task: Task) -> Need:
             nonlocal carried
-            if carried is not None and task.stage is Stage.LOAD and task.layer < ring and not task.carried:
+            if carried is not None and task.stage is Stage.LOAD and task.layer in self._first and not task.carried:
                 known, carried = (carried, 0.0), 0.0  # it was begun in the step before
             else:
                 known = self._need(needs, task, parts)
@@ -113,7 +114,7 @@ class StepClock:
             return known
 
         times = self._machine.run(self._tasks(parts), need)
-        self._carried = times.carried_seconds if self._has_device and len(self._loads) > ring else None
+        self._carried = times.carried_seconds if self._has_device else None
         return times, stages
 
     def _need(self, needs: dict[tuple[Stage, int, int, int], Need], task: Task, parts: Sequence[StepShape]) -> Need:

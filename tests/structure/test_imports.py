@@ -63,6 +63,9 @@ ALLOWED: dict[str, set[str]] = {
     "planning.probe": RECORDS
     | {"cost", "ops", "ops.interface", "models", "models.architecture", "memory", "machine", "checkpoint"}
     | {"schedule", "schedule.batch", "pipeline", "stopping", "engine", "planning", "planning.reading"},
+    "planning.measured": {"cost", "errors", "models", "models.architecture", "models.config", "ops", "planning.probe"},
+    "planning.advice": RECORDS
+    | {"cost", "ops", "models", "models.architecture", "memory", "checkpoint", "planning", "planning.measured"},
     "machine.simulated": RECORDS,
     # all of it together
     "engine": RECORDS
@@ -97,7 +100,7 @@ ALLOWED: dict[str, set[str]] = {
     "": RECORDS | {"llm", "text", "jobs"},
     "bench": RECORDS | {"", "llm", "ops", "arguments"},
     "doctor": RECORDS | {"ops", "memory", "bench"},
-    "cli": RECORDS | {"", "bench", "jobs", "arguments", "doctor"},
+    "cli": RECORDS | {"", "bench", "jobs", "arguments", "doctor", "planning", "planning.advice"},
     "__main__": {"cli"},
 }
 

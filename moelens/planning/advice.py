@@ -1,0 +1,112 @@
+"""The performance model in one call: a model's config, a machine and a job become a plan and what to expect of it."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from moelens.checkpoint.source import read_config
+from moelens.cost.hardware import HardwareSpec
+from moelens.cost.seconds import CostModel
+from moelens.cost.work import model_weight_bytes
+from moelens.cost.workload import Workload
+from moelens.errors import ConfigError
+from moelens.memory.available import available_bytes
+from moelens.models.architecture import Architecture
+from moelens.models.config import ModelConfig
+from moelens.models.registry import build
+from moelens.planning.catalogue import model_names, named_config, named_hardware, nearest_model
+from moelens.planning.default import BLOCK_TOKENS, Limits, Sizes
+from moelens.planning.report import Outlook, look_ahead
+from moelens.planning.search import choose
+
+SHARE_OF_MEMORY = 0.9  # of what there is, for weights, cache and activations
+
+
+@dataclass(frozen=True)
+class Wishes:
+    """What the user fixed; None: to be chosen."""
+
+    kv_bytes: int | None = None
+    host_bytes: int | None = None
+    device_bytes: int | None = None
+    step_tokens: int | None = None
+    max_requests: int | None = None
+    threads: int | None = None
+
+
+def read_model(model: str, overrides: Mapping[str, Any] | None = None) -> Architecture:
+    """The architecture of a folder, of a config.json, or of a model by its name; no weights are needed.
+
+    Raises ConfigError when it is none of these.
+    """
+    path = Path(model)
+    if path.is_dir():
+        return build(read_config(path, overrides))
+    if path.is_file():
+        try:
+            return build({**json.loads(path.read_text(encoding="utf-8")), **(overrides or {})})
+        except ValueError as error:
+            raise ConfigError(f"{path} is not a config.json ({error}): give that of the model.") from error
+    known = named_config(model)
+    if known is None:
+        raise ConfigError(
+            f"model {model!r} is no folder with a config.json and none of {', '.join(model_names())}; the nearest is "
+            f"{nearest_model(model)!r}."
+        )
+    return build({**known, **(overrides or {})})
+
+
+def advise(
+    architecture: Architecture,
+    name: str,
+    hardware: str,
+    workload: Workload,
+    wishes: Wishes,
+    *,
+    refresh: bool = False,
+) -> Outlook:
+    """The chosen plan for a job and what to expect of it.
+
+    Raises ConfigError for a machine that nobody knows, and CapacityError when no plan can hold the job.
+    """
+    config = architecture.config
+    spec, threads = _hardware(architecture, hardware, wishes, refresh)
+    longest = max(map(sum, zip(workload.prompt_tokens, workload.output_tokens, strict=True)))
+    limits = Limits(
+        memory_bytes=wishes.host_bytes or _host_bytes(spec),
+        max_model_len=longest,
+        max_requests=wishes.max_requests,
+        step_tokens=wishes.step_tokens,
+        kv_bytes=wishes.kv_bytes,
+    )
+    choice = choose(CostModel(config, spec), sizes_of(config), limits, threads, workload)
+    return look_ahead(name, choice, workload)
+
+
+def sizes_of(config: ModelConfig) -> Sizes:
+    """Bytes of a model and of a block, by its config alone."""
+    return Sizes(model_weight_bytes(config), config.kv_bytes_per_token * BLOCK_TOKENS)
+
+
+def _hardware(architecture: Architecture, hardware: str, wishes: Wishes, refresh: bool) -> tuple[HardwareSpec, int]:
+    if hardware != "this":
+        spec = named_hardware(hardware)
+        if wishes.device_bytes is not None and spec.device is not None:
+            device = dataclasses.replace(spec.device, memory_bytes=float(wishes.device_bytes))
+            spec = dataclasses.replace(spec, device=device)
+        return spec, wishes.threads or 1
+    from moelens.ops.native import NativeOps  # named machines need no kernels
+    from moelens.planning.measured import measured_hardware
+
+    ops = NativeOps(wishes.threads)
+    return measured_hardware(architecture, ops, refresh=refresh), ops.threads
+
+
+def _host_bytes(spec: HardwareSpec) -> int:
+    left = available_bytes() if spec.name == "this" else None
+    return int(SHARE_OF_MEMORY * (left if left is not None else spec.host.memory_bytes))
