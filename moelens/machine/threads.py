@@ -8,7 +8,7 @@ import time
 import weakref
 from collections import deque
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 
@@ -58,8 +58,8 @@ class Submission:
     task: Task
     act: Act
     after: tuple[Done, ...]
-    completion: Completion
-    submitted_seconds: float
+    completion: Done
+    submitted_seconds: float = field(default_factory=time.perf_counter)
 
 
 Queue = queue.SimpleQueue["Submission | None"]
@@ -68,32 +68,36 @@ Queue = queue.SimpleQueue["Submission | None"]
 class ThreadLane:
     """A queue and the thread that empties it, which ends with the lane."""
 
-    def __init__(self, name: str, run: Run | None = None, start_thread: Callable[[], None] | None = None) -> None:
-        """`run` does an act (None: calls it); `start_thread` is called once on the new thread."""
-        self._queue: Queue = queue.SimpleQueue()
-        arguments = (self._queue, run or _call, start_thread)
-        threading.Thread(target=_work, args=arguments, name=f"moelens {name}", daemon=True).start()
+    def __init__(self, name: str, run: Run | None = None) -> None:
+        """`run` does an act (None: calls it)."""
+        do = run or _call
+        self._queue = start_worker(name, lambda submission: _finish(submission, do))
         weakref.finalize(self, self._queue.put, None)
 
     def submit(self, task: Task, act: Act, after: Sequence[Done]) -> Completion:
         """Queue `act`; returns at once."""
         completion = Completion()
-        self._queue.put(Submission(task, act, tuple(after), completion, time.perf_counter()))
+        self._queue.put(Submission(task, act, tuple(after), completion))
         return completion
+
+
+def start_worker(name: str, finish: Callable[[Submission], None]) -> Queue:
+    """A queue, and a thread that calls `finish` with each of its submissions until a None comes."""
+    waiting: Queue = queue.SimpleQueue()
+    threading.Thread(target=_work, args=(waiting, finish), name=f"moelens {name}", daemon=True).start()
+    return waiting
 
 
 def _call(act: Act, ready_seconds: float) -> int:
     return act()
 
 
-def _work(waiting: Queue, run: Run, start_thread: Callable[[], None] | None) -> None:
+def _work(waiting: Queue, finish: Callable[[Submission], None]) -> None:
     """A thread's life. It holds no reference to its lane, so that a lane that nobody uses can end."""
-    if start_thread is not None:
-        start_thread()
     with torch.inference_mode():  # each thread has its own
         carried: deque[Submission] = deque()
         while (submission := _next(waiting, carried)) is not None:
-            _finish(submission, run)
+            finish(submission)
             del submission  # and with it the tensors that its act holds
 
 
@@ -113,6 +117,7 @@ def _next(waiting: Queue, carried: deque[Submission]) -> Submission | None:
 
 def _finish(submission: Submission, run: Run) -> None:
     completion = submission.completion
+    assert isinstance(completion, Completion)
     try:
         for earlier in submission.after:
             earlier.wait()
