@@ -12,7 +12,7 @@ from pathlib import Path
 
 from moelens.doctor.finding import Finding, size
 
-_NEEDED = ("torch", "transformers", "tokenizers", "safetensors", "numpy", "huggingface-hub", "tqdm")
+_NEEDED = ("torch", "transformers", "tokenizers", "safetensors", "numpy", "huggingface-hub", "llguidance", "tqdm")
 _OPTIONAL = {"pyarrow": "Parquet files: pip install 'moelens[parquet]'"}
 _MODULES = ("moelens._cpu", "moelens._cuda")
 

@@ -13,6 +13,7 @@ from moelens.errors import ValidationError
 from moelens.structured_outputs import StructuredOutputsParams
 from moelens.text.tokenizer import Tokenizer
 
+_ASCII_CLASSES = "dws"  # what \d, \w and \s stand for is ASCII, as in vLLM; other digits look strange in a text
 _KEPT_GRAMMARS = 64  # most files ask for a few forms
 
 
@@ -73,7 +74,8 @@ def grammar_text(params: StructuredOutputsParams) -> str:
         if params.is_json:
             return llguidance.LLMatcher.grammar_from_json_schema(_schema(params), overrides=_json_options(params))
         if params.regex is not None:
-            return llguidance.LLMatcher.grammar_from_regex(params.regex)
+            inside = llguidance.regex_to_lark(params.regex, _ASCII_CLASSES)
+            return llguidance.LLMatcher.grammar_from_lark(f"start: /{inside}/")
         if params.choice is not None:
             return llguidance.grammar_from("choice", json.dumps(params.choice))
         assert params.grammar is not None

@@ -56,6 +56,9 @@ def test_closing_a_schema_leaves_what_it_says_itself() -> None:
 def test_regex_choice_and_grammars(compiler: GrammarCompiler) -> None:
     assert completes(compiler, "2024-05", regex=r"\d{4}-\d{2}")
     assert not completes(compiler, "2024-5", regex=r"\d{4}-\d{2}")
+    assert completes(compiler, "3/é\n", regex=r"\d/[é\w]\s")
+    for other in ("٣/é\n", "3/ü\n", "3/é\u00a0"):
+        assert not completes(compiler, other, regex=r"\d/[é\w]\s"), "its classes are ASCII"
     for text in ('say "no"', "naïve", "🙂\n", "a\\b"):
         assert completes(compiler, text, choice=["yes", 'say "no"', "naïve", "🙂\n", "a\\b"])
         assert not completes(compiler, text[:-1], choice=["yes", 'say "no"', "naïve", "🙂\n", "a\\b"])
