@@ -36,6 +36,7 @@ from moelens.models.config import ModelConfig
 from moelens.models.registry import build
 from moelens.ops.native import choose_isa
 
+WARM_UP = "4x16x4"  # what every peer runs once, not counted
 WORKLOADS = ("64x128x64", "32x512x128", "256x64x32")
 MOST_IDLE_CORES = 0.05  # more by peers that wait, and the run's figures are not theirs alone
 
@@ -135,6 +136,7 @@ def main() -> None:
             for name in peers:
                 python = arguments.python.get(name, sys.executable)
                 workers[name] = stack.enter_context(start_peer(name, python, asdict(settings)))
+                workers[name].ask({"workload": WARM_UP, "seed": 0})
             for work in arguments.workload:
                 found = measure_cells(Path(model).name, config, workers, work, arguments.repeats, meter)
                 for name in peers:
