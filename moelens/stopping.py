@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from moelens.constraint import Constraint
 from moelens.request import FinishReason, Request
 from moelens.text.detokenize import Decoder, IncrementalText, output_text
 
@@ -62,8 +63,7 @@ class Stopping:
         if params.stop and (stop := self._stop_string(request, token_id)) is not None:
             return Finish("stop", stop)
         if request.constraint is not None and request.constraint.exhausted:
-            request.constraint.completed = True
-            return Finish("stop")
+            return _end_of_grammar(request.constraint)
         if request.num_tokens >= self.max_model_len or (params.max_tokens is not None and count >= params.max_tokens):
             return Finish("length")
         return None
@@ -74,6 +74,14 @@ class Stopping:
             request.text_state = WatchedText(self._decoder, request)
         assert isinstance(request.text_state, WatchedText)
         return request.text_state.append(token_id, request)
+
+
+def _end_of_grammar(constraint: Constraint) -> Finish:
+    """The grammar allows nothing more, or it has failed and the text is not complete."""
+    if constraint.error is not None:
+        return Finish("error", constraint.error)
+    constraint.completed = True
+    return Finish("stop")
 
 
 def final_text(decoder: Decoder, request: Request) -> str:

@@ -10,6 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from moelens.constraint import Constraint
 from moelens.request import Request
 from moelens.sampling_params import SamplingParams
 from moelens.stopping import Finish, Stopping, final_text, find_stop
@@ -55,6 +56,41 @@ def test_a_stop_token_ends_it_and_is_named() -> None:
     assert run_plain([5, 7, 6], stop_token_ids=[6, 7]) == (2, Finish("stop", 7))
     assert run_plain([5, 1, 6], stop_token_ids=[1]) == (2, Finish("stop", None))
     assert run_plain([5, 1, 6], stop_token_ids=[1], ignore_eos=True) == (2, Finish("stop", 1))
+
+
+class Matcher:
+    """A grammar of so many tokens, which may fail instead of being complete."""
+
+    def __init__(self, tokens: int, error: str = "") -> None:
+        self._left, self._error = tokens, error
+
+    def consume_tokens(self, sampled_tokens: list[int]) -> bool:
+        self._left -= len(sampled_tokens)
+        return True
+
+    def is_stopped(self) -> bool:
+        return self._left <= 0
+
+    def is_error(self) -> bool:
+        return self.is_stopped() and bool(self._error)
+
+    def get_error(self) -> str:
+        return self._error
+
+
+@pytest.mark.parametrize(("error", "finish"), [("", Finish("stop")), ("too complex", Finish("error", "too complex"))])
+def test_a_complete_grammar_ends_it_and_a_failed_one_is_said(error: str, finish: Finish) -> None:
+    stopping = Stopping(Letters(), [7], 100)
+    request = Request(0, array("i", [3]), SamplingParams(max_tokens=2, min_tokens=2), 0)
+    request.constraint = Constraint(Matcher(2, error))  # type: ignore[arg-type]
+    found = []
+    for token_id in (0, 1):
+        request.output_token_ids.append(token_id)
+        request.constraint.follow(request.output_token_ids)
+        found.append(stopping.check(request))
+    assert found == [None, finish], "complete and not too long, though both are so"
+    request.finish_reason = finish.reason
+    assert final_text(Letters(), request) == "ab", "no token of it only says that it ends"
 
 
 def test_nothing_but_length_ends_it_before_min_tokens() -> None:
