@@ -217,7 +217,7 @@ class Ops(Protocol):
         residual [T, H] + scale * Σ_a scores[t, a] · down(act(gate x) ⊙ up x) of expert ids[t, a].
 
         The result is of the residual's dtype, which is x's own or float32 (x's own without one). The inner activations
-        are rounded to x's dtype once; the sum over a is taken in float32 in ascending order of a.
+        are rounded to x's dtype once; the sum over a is taken in float32, in an order that the row's ids alone decide.
         """
 
     # --- attention ----------------------------------------------------------------------------------------------------

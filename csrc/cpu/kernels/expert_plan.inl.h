@@ -20,8 +20,8 @@ struct ExpertPlan {
     int64_t task_count;
     Segment* segments;
     GateUpTask* tasks;
-    int32_t* slot_at;  // [sorted slot]: slot
-    int32_t* place;    // [slot]: sorted slot
+    int32_t* token_at;  // [sorted slot]
+    float* score_at;    // [sorted slot]
 
     int64_t first_token(int64_t group) const { return group * tokens / groups; }
 };
@@ -39,8 +39,8 @@ struct GateUpTiling {
     }
 };
 
-// Fills slot_at, place and segments.
-void sort_slots(const int32_t* ids, int64_t experts, ExpertPlan& plan) {
+// Fills token_at, score_at and segments.
+void sort_slots(const int32_t* ids, const float* scores, int64_t experts, ExpertPlan& plan) {
     int64_t begin = 0;
     for (int64_t group = 0; group < plan.groups; ++group) {
         const int64_t first = plan.first_token(group) * plan.active, last = plan.first_token(group + 1) * plan.active;
@@ -53,11 +53,13 @@ void sort_slots(const int32_t* ids, int64_t experts, ExpertPlan& plan) {
             begin += segments[e].rows;
             segments[e].rows = 0;  // counts again below
         }
-        for (int64_t slot = first; slot < last; ++slot) {
-            Segment& segment = segments[ids[slot]];
-            const int64_t sorted = segment.begin + segment.rows++;
-            plan.slot_at[sorted] = static_cast<int32_t>(slot);
-            plan.place[slot] = static_cast<int32_t>(sorted);
+        for (int64_t token = first / plan.active, slot = first; slot < last; ++token) {
+            for (int64_t a = 0; a < plan.active; ++a, ++slot) {
+                Segment& segment = segments[ids[slot]];
+                const int64_t sorted = segment.begin + segment.rows++;
+                plan.token_at[sorted] = static_cast<int32_t>(token);
+                plan.score_at[sorted] = scores[slot];
+            }
         }
     }
 }

@@ -1,8 +1,9 @@
 // experts: for each token, the weighted sum of its chosen experts' gated feed-forward blocks.
 //
 // Phase 1, tasks of (expert, some rows, some panels): act(gate x) * up x, written as the panels of A that down reads.
-// Phase 2, tasks of (group of tokens, 32 columns of the result): down of every expert for these columns, then the sum
-// over each token's experts in ascending order of a. Only this thread's cache sees the experts' separate results.
+// Phase 2, tasks of (group of tokens, 32 columns of the result): down of one expert after another for these columns,
+// each added to its tokens' sums. So a token's experts are summed in ascending order of their numbers, and only this
+// thread's cache sees the experts' separate results.
 
 template <class T>
 struct ExpertsCall {
@@ -36,8 +37,8 @@ void carve(Carver& carver, ExpertsCall<T>& call, int64_t most_tasks, int threads
     const int64_t slots = call.plan.tokens * call.plan.active;
     call.plan.segments = carver.take<Segment>(call.plan.segment_count);
     call.plan.tasks = carver.take<GateUpTask>(most_tasks);
-    call.plan.slot_at = carver.take<int32_t>(slots);
-    call.plan.place = carver.take<int32_t>(slots);
+    call.plan.token_at = carver.take<int32_t>(slots);
+    call.plan.score_at = carver.take<float>(slots);
     call.packed = carver.take<int32_t>(threads);
     call.inner = carver.take<float>(slots * call.down_floats);
 }
@@ -50,8 +51,7 @@ void pack_block(const ExpertsCall<T>& call, const Segment& segment, const Panels
         const int count = static_cast<int>(a.begin(tile + 1) - begin);
         const T* sources[kMaxRows];
         for (int r = 0; r < count; ++r) {
-            const int64_t slot = call.plan.slot_at[segment.begin + begin + r];
-            sources[r] = x + slot / call.plan.active * call.args.hidden;
+            sources[r] = x + call.plan.token_at[segment.begin + begin + r] * call.args.hidden;
         }
         pack_rows<typename ExpertsCall<T>::F>(sources, count, call.args.hidden,
                                               rows + (begin - a.first_row()) * call.floats);
@@ -116,34 +116,28 @@ void run_gate_up(const Context& context, const ExpertsCall<T>& call) {
     });
 }
 
-// The results of one token's experts lie apart: they are asked for before they are added up.
-MOELENS_INLINE void fetch_results(const ExpertPlan& plan, int64_t token, const float* results, int64_t first_slot) {
-    for (int64_t a = 0; a < plan.active; ++a) {
-        const float* result = results + (plan.place[token * plan.active + a] - first_slot) * kPanelColumns;
-        __builtin_prefetch(result);
-        __builtin_prefetch(result + kPanelColumns / 2);
+// totals [tokens of the group][32] += score * sums [rows of the segment][32].
+MOELENS_INLINE void add_results(const ExpertPlan& plan, const Segment& segment, const float* sums, float* totals) {
+    const int32_t* tokens = plan.token_at + segment.begin;
+    const float* scores = plan.score_at + segment.begin;
+    for (int64_t r = 0; r < segment.rows; ++r, sums += kPanelColumns) {
+        float* total = totals + tokens[r] * kPanelColumns;
+        const F32 score = splat(scores[r]);
+        for (int c = 0; c < kPanelColumns; c += kLanes) store(total + c, fma(score, load(sums + c), load(total + c)));
     }
 }
 
-// out [tokens, columns of one panel] from the experts' separate results [sorted slots][32].
-template <class T, class Out>
-void combine(const ExpertsCall<T>& call, int64_t group, const float* results, int64_t first_slot, int64_t column) {
-    const ExpertsArgs& args = call.args;
+// out [tokens of the group, columns of one panel] = residual + scale * totals [tokens][32].
+template <class Out>
+void write_totals(const ExpertsArgs& args, int64_t first_token, int64_t tokens, const float* totals, int64_t column) {
     const int64_t columns = smaller(kPanelColumns, args.hidden - column);
     const F32 scale = splat(args.scale);
-    const int64_t last = call.plan.first_token(group + 1);
-    for (int64_t t = call.plan.first_token(group); t < last; ++t) {
-        if (t + 2 < last) fetch_results(call.plan, t + 2, results, first_slot);
-        const int64_t token = call.first_token + t;
-        const float* scores = args.scores + token * args.active;
-        const int32_t* place = call.plan.place + t * args.active;
-        const Out* residual = static_cast<const Out*>(args.residual) + token * args.hidden + column;
-        Out* out = static_cast<Out*>(args.out) + token * args.hidden + column;
+    for (int64_t t = 0; t < tokens; ++t) {
+        const int64_t at = (first_token + t) * args.hidden + column;
+        const Out* residual = static_cast<const Out*>(args.residual) + at;
+        Out* out = static_cast<Out*>(args.out) + at;
         for (int64_t c = 0; c < columns; c += kLanes) {
-            F32 y = zeros();
-            for (int64_t a = 0; a < args.active; ++a) {
-                y = fma(splat(scores[a]), load(results + (place[a] - first_slot) * kPanelColumns + c), y);
-            }
+            F32 y = load(totals + t * kPanelColumns + c);
             y = args.residual ? fma(y, scale, load_up_to(residual + c, columns - c)) : y * scale;
             store_up_to(out + c, y, columns - c);
         }
@@ -152,45 +146,47 @@ void combine(const ExpertsCall<T>& call, int64_t group, const float* results, in
 
 template <class T>
 void run_down(const Context& context, const ExpertsCall<T>& call) {
-    const int64_t panels = divide_rounding_up(call.args.hidden, kPanelColumns);
+    const ExpertPlan& plan = call.plan;
+    const int64_t experts = call.args.experts, panels = divide_rounding_up(call.args.hidden, kPanelColumns);
     const int64_t panel_floats = call.down_steps * kPanelColumns;
     const float* weights = static_cast<const float*>(call.args.down);
-    run_tasks(context, call.plan.groups * panels, [&](int64_t index, int thread) {
+    run_tasks(context, plan.groups * panels, [&](int64_t index, int thread) {
         const int64_t group = index / panels, panel = index % panels;
-        const Segment* segments = call.plan.segments + group * call.args.experts;
-        float* results = static_cast<float*>(context.scratch.local[thread].data());
-        const int64_t first_slot = segments[0].begin;
-        for (int64_t e = 0; e < call.args.experts; ++e) {
+        const int64_t first_token = plan.first_token(group), tokens = plan.first_token(group + 1) - first_token;
+        const Segment* segments = plan.segments + group * experts;
+        float* totals = static_cast<float*>(context.scratch.local[thread].data());
+        float* sums = totals + tokens * kPanelColumns;
+        memset(totals, 0, static_cast<size_t>(tokens * kPanelColumns) * sizeof(float));
+        for (int64_t e = 0; e < experts; ++e) {
             const Segment& segment = segments[e];
             if (segment.rows == 0) continue;
             int64_t following = e + 1;
-            while (following < call.args.experts && segments[following].rows == 0) ++following;
-            if (following == call.args.experts) following = e;
+            while (following < experts && segments[following].rows == 0) ++following;
+            if (following == experts) following = e;
             const float* b = weights + (e * panels + panel) * panel_floats;
             const float* next = weights + (following * panels + panel) * panel_floats;
             const Panels a{call.inner + segment.begin * call.down_floats, segment.rows, segment.tiles, 0,
                            segment.tiles};
-            multiply_panel<Format<T>>(a, b, call.down_steps, results + (segment.begin - first_slot) * kPanelColumns,
-                                      next);
+            multiply_panel<Format<T>>(a, b, call.down_steps, sums, next);
+            add_results(plan, segment, sums, totals - first_token * kPanelColumns);
         }
+        const int64_t column = panel * kPanelColumns;
         if (call.args.out_element == call.args.element) {
-            combine<T, T>(call, group, results, first_slot, panel * kPanelColumns);
+            write_totals<T>(call.args, call.first_token + first_token, tokens, totals, column);
         } else {
-            combine<T, float>(call, group, results, first_slot, panel * kPanelColumns);
+            write_totals<float>(call.args, call.first_token + first_token, tokens, totals, column);
         }
     });
 }
 
-// Groups of tokens such that phase 2 has tasks for all threads and a task's results stay in the second-level cache
-// beside a panel of weights, but no more than leave each expert rows enough to be worth reading its weights once more.
-template <class T>
-int64_t count_groups(const ExpertsCall<T>& call, int64_t slots, int threads) {
-    constexpr int64_t kTasksPerThread = 24, kFewestRows = 64, kCacheBytes = 512 * 1024, kLeastBytes = 128 * 1024;
-    const int64_t panels = divide_rounding_up(call.args.hidden, kPanelColumns);
-    const int64_t room = larger(kLeastBytes, kCacheBytes - call.down_steps * kStepBytes);
+// Groups of tokens such that phase 2 has tasks for all threads and the tokens' sums stay in the second-level cache, but
+// no more than leave each expert rows enough to be worth reading its weights once more.
+int64_t count_groups(const ExpertsArgs& args, int64_t tokens, int threads) {
+    constexpr int64_t kTasksPerThread = 24, kFewestRows = 64, kCacheBytes = 256 * 1024;
+    const int64_t panels = divide_rounding_up(args.hidden, kPanelColumns);
     const int64_t for_threads = divide_rounding_up(kTasksPerThread * threads, panels);
-    const int64_t for_cache = divide_rounding_up(slots * kStepBytes, room);
-    return larger(1, smaller(larger(for_threads, for_cache), slots / (kFewestRows * call.args.experts)));
+    const int64_t for_cache = divide_rounding_up(tokens * kStepBytes, kCacheBytes);
+    return larger(1, smaller(larger(for_threads, for_cache), tokens * args.active / (kFewestRows * args.experts)));
 }
 
 template <class T>
@@ -211,7 +207,7 @@ void run_chunk(const Context& context, const ExpertsArgs& args, int64_t first_to
     ExpertPlan& plan = call.plan;
     plan.tokens = tokens;
     plan.active = args.active;
-    plan.groups = smaller(count_groups(call, tokens * args.active, threads), larger(1, tokens));
+    plan.groups = smaller(count_groups(args, tokens, threads), larger(1, tokens));
     plan.segment_count = plan.groups * args.experts;
 
     GateUpTiling& tiling = call.tiling;
@@ -229,12 +225,13 @@ void run_chunk(const Context& context, const ExpertsArgs& args, int64_t first_to
     Carver carver{static_cast<char*>(context.scratch.shared.reserve(count.bytes))};
     carve(carver, call, most_tasks, threads);
     const int64_t gate_up_floats = tiling.tiles_per_block * kMaxRows * (call.floats + kPanelColumns);
-    const int64_t down_results = (tokens / plan.groups + 1) * args.active * kPanelColumns;
+    const int64_t down_floats = 2 * (tokens / plan.groups + 1) * kPanelColumns;  // totals, and one expert's results
     for (int thread = 0; thread < threads; ++thread) {
         call.packed[thread] = -1;
-        context.scratch.local[thread].reserve(larger(gate_up_floats, down_results) * 4);
+        context.scratch.local[thread].reserve(larger(gate_up_floats, down_floats) * 4);
     }
-    sort_slots(args.ids + first_token * args.active, args.experts, plan);
+    const int64_t first_slot = first_token * args.active;
+    sort_slots(args.ids + first_slot, args.scores + first_slot, args.experts, plan);
     cut_gate_up(tiling, plan);
     run_gate_up(context, call);
     run_down(context, call);
