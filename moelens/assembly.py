@@ -17,6 +17,7 @@ from moelens.checkpoint.source import read_config, read_generation_config
 from moelens.devices import parse_device
 from moelens.engine import Engine
 from moelens.errors import CapacityError
+from moelens.memory.activations import ActivationPool
 from moelens.memory.available import available_bytes
 from moelens.memory.kv_cache import kv_block_bytes
 from moelens.memory.weights import WeightStore
@@ -45,7 +46,8 @@ def build_engine(
     device = parse_device(options.device)
     check_device(device)
     architecture = build(read_config(folder, options.hf_overrides), DTYPES[options.dtype])
-    ops = NativeOps(threads=options.plan.threads if options.plan else host_threads(device, options.num_threads))
+    threads = options.plan.threads if options.plan else host_threads(device, options.num_threads)
+    ops = NativeOps(threads, empty=ActivationPool().empty)
     plan, max_model_len = _plan(options, architecture, ops)
     plan, placement = plan_device(device, plan, architecture, ops, given=options.plan is not None)
     weights = _weights(options, folder, architecture, ops, show_progress)

@@ -50,6 +50,10 @@ class Arena:
         """Have the file hold what was written."""
         self._memory.flush()
 
+    def lease(self) -> memoryview:
+        """All bytes, as an object of its own: it dies with the last tensor that was made from it."""
+        return memoryview(self._memory)
+
     def view(self, offset: int, dtype: torch.dtype, shape: tuple[int, ...]) -> torch.Tensor:
         """A tensor over the arena's bytes from `offset` (a multiple of 64) on; it keeps the arena alive."""
         count = math.prod(shape)

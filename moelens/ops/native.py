@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import os
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 import torch
@@ -59,17 +59,28 @@ def schedulable_cores(cgroup: Path = Path("/sys/fs/cgroup/cpu.max")) -> int:
     return max(1, cores)
 
 
+Empty = Callable[[Sequence[int], torch.dtype], torch.Tensor]  # an uninitialised tensor of this shape and dtype
+
+
+def new_tensor(shape: Sequence[int], dtype: torch.dtype) -> torch.Tensor:
+    """From torch's allocator."""
+    return torch.empty(tuple(shape), dtype=dtype)
+
+
 class NativeOps:
     """The ops by compiled kernels: `threads` threads (None: all schedulable cores) of one instruction set.
+
+    `empty` makes the tensors that ops return.
 
     One call at a time uses the threads; calls from several Python threads wait for each other. The pack_ functions run
     on the thread that calls them.
     """
 
-    def __init__(self, threads: int | None = None, isa: str | None = None) -> None:
+    def __init__(self, threads: int | None = None, isa: str | None = None, empty: Empty = new_tensor) -> None:
         self.isa = choose_isa(isa)
         self.threads = schedulable_cores() if threads is None else threads
         self._kernels = _cpu.Kernels(self.isa, self.threads)
+        self._empty = empty
 
     # --- storage ------------------------------------------------------------------------------------------------------
     def matrix_shape(self, rows: int, columns: int, dtype: torch.dtype) -> tuple[int, ...]:
@@ -110,17 +121,17 @@ class NativeOps:
 
     # --- row-wise -----------------------------------------------------------------------------------------------------
     def embed(self, table: torch.Tensor, token_ids: torch.Tensor) -> torch.Tensor:
-        out = torch.empty((len(token_ids), table.shape[1]), dtype=table.dtype)
+        out = self._empty((len(token_ids), table.shape[1]), table.dtype)
         self._kernels.embed(table, token_ids, out)
         return out
 
     def rms_norm(self, x: torch.Tensor, weight: torch.Tensor, eps: float) -> torch.Tensor:
-        out = torch.empty_like(x, dtype=weight.dtype)
+        out = self._empty(x.shape, weight.dtype)
         self._kernels.rms_norm(x, weight, eps, out)
         return out
 
     def layer_norm(self, x: torch.Tensor, weight: torch.Tensor, eps: float) -> torch.Tensor:
-        out = torch.empty_like(x, dtype=weight.dtype)
+        out = self._empty(x.shape, weight.dtype)
         self._kernels.layer_norm(x, weight, eps, out)
         return out
 
@@ -135,7 +146,7 @@ class NativeOps:
         dtype: torch.dtype | None = None,
     ) -> torch.Tensor:
         wanted = dtype or (x.dtype if residual is None else residual.dtype)
-        out = torch.empty((x.shape[0], weight.rows), dtype=wanted)
+        out = self._empty((x.shape[0], weight.rows), wanted)
         self._kernels.linear(x, weight.data, weight.rows, weight.columns, bias, residual, scale, out)
         return out
 
@@ -152,8 +163,8 @@ class NativeOps:
     ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
         rows, (query_heads, kv_heads) = joined.shape[0], heads
         head_dim = joined.shape[1] // (query_heads + 2 * kv_heads)
-        q = torch.empty((rows, query_heads, head_dim), dtype=dtype)
-        k, v = (torch.empty((rows, kv_heads, head_dim), dtype=dtype) for _ in range(2))
+        q = self._empty((rows, query_heads, head_dim), dtype)
+        k, v = (self._empty((rows, kv_heads, head_dim), dtype) for _ in range(2))
         q_norm, k_norm, eps = (norm.q, norm.k, norm.eps) if norm else (None, None, 0.0)
         self._kernels.split_qkv(
             joined, positions, rotation.inverse_frequencies, rotation.magnitude, q_norm, k_norm, eps, limit, q, k, v
@@ -161,18 +172,18 @@ class NativeOps:
         return q, k, v
 
     def scale(self, x: torch.Tensor, factor: float) -> torch.Tensor:
-        out = torch.empty_like(x)
+        out = self._empty(x.shape, x.dtype)
         self._kernels.scale(x, factor, out)
         return out
 
     def sigmoid_scores(self, x: torch.Tensor, weight: Matrix) -> torch.Tensor:
-        out = torch.empty((x.shape[0], 1), dtype=torch.float32)
+        out = self._empty((x.shape[0], 1), torch.float32)
         self._kernels.sigmoid_scores(x, weight.data, weight.rows, weight.columns, out)
         return out
 
     def route(self, logits: torch.Tensor, routing: Routing) -> tuple[torch.Tensor, torch.Tensor]:
-        ids = torch.empty((logits.shape[0], routing.active), dtype=torch.int32)
-        weights = torch.empty((logits.shape[0], routing.active), dtype=torch.float32)
+        ids = self._empty((logits.shape[0], routing.active), torch.int32)
+        weights = self._empty((logits.shape[0], routing.active), torch.float32)
         self._kernels.route(logits, routing.scoring.value, routing.norm, ids, weights)
         return ids, weights
 
@@ -187,7 +198,7 @@ class NativeOps:
         residual: torch.Tensor | None = None,
         scale: float = 1.0,
     ) -> torch.Tensor:
-        out = torch.empty_like(x, dtype=x.dtype if residual is None else residual.dtype)
+        out = self._empty(x.shape, x.dtype if residual is None else residual.dtype)
         self._kernels.experts(
             x, weights.gate_up, weights.down, weights.width, ids, scores, activation.value, residual, scale, out
         )
@@ -200,7 +211,7 @@ class NativeOps:
     def attention(
         self, q: torch.Tensor, cache: KVLayer, rows: AttentionRows, scale: float, window: int | None
     ) -> torch.Tensor:
-        out = torch.empty_like(q)
+        out = self._empty(q.shape, q.dtype)
         self._kernels.attention(
             q,
             cache.keys,
@@ -221,6 +232,6 @@ class NativeOps:
         self._kernels.mask_logits(logits, allowed, rows)
 
     def sample(self, logits: torch.Tensor, rows: SamplingRows) -> torch.Tensor:
-        ids = torch.empty(logits.shape[0], dtype=torch.int32)
+        ids = self._empty(logits.shape[:1], torch.int32)
         self._kernels.sample(logits, rows.temperature, rows.top_k, rows.top_p, rows.min_p, rows.uniform, ids)
         return ids
