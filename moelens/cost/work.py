@@ -82,16 +82,17 @@ def stage_work(stage: Stage, config: ModelConfig, layer: int, shape: StepShape, 
         return Work(weight_bytes=layer_weight_bytes(config, layer))
     if stage is Stage.BEFORE_ATTENTION:
         return _before_attention(config, of, shape.tokens)
+    finished = shape.logit_rows if layer + 1 == len(config.layers) else shape.tokens  # the last layer's other rows stop
     if stage is Stage.AFTER_ATTENTION:
-        return _route(config, of, shape.tokens) + _experts(config, of, shape.tokens, routing)
+        return _route(config, of, finished) + _experts(config, of, finished, routing)
     if stage is Stage.ROUTE:
-        return _route(config, of, shape.tokens)
+        return _route(config, of, finished)
     if stage is Stage.EXPERTS:
-        return _experts(config, of, shape.tokens, routing)
+        return _experts(config, of, finished, routing)
     if stage is Stage.LOAD_EXPERTS:
-        return Work(weight_bytes=_expert_elements(config, of, shape.tokens, routing) * config.dtype.itemsize)
+        return Work(weight_bytes=_expert_elements(config, of, finished, routing) * config.dtype.itemsize)
     if stage is Stage.OFFLOAD_ROUTES:
-        return Work(activation_bytes=shape.tokens * (of.ffn.active if isinstance(of.ffn, MoEFFN) else 1) * ID_BYTES)
+        return Work(activation_bytes=finished * (of.ffn.active if isinstance(of.ffn, MoEFFN) else 1) * ID_BYTES)
     return _attention(stage, config, of, shape)
 
 

@@ -163,13 +163,13 @@ class Actions:
     def _after_attention(self, task: Task, part: PartState) -> None:
         with self._device.using(task.layer) as weights:
             part.x = self._architecture.after_attention(
-                self._device.ops, task.layer, weights, part.x, self._attended(part)
+                self._device.ops, task.layer, weights, *self._rows_to_finish(task.layer, part)
             )
 
     def _route(self, task: Task, part: PartState) -> None:
         with self._device.using_front(task.layer) as weights:
             part.routed = self._architecture.after_attention.route(
-                self._device.ops, task.layer, weights, part.x, self._attended(part)
+                self._device.ops, task.layer, weights, *self._rows_to_finish(task.layer, part)
             )
 
     def _experts(self, task: Task, part: PartState) -> None:
@@ -177,8 +177,18 @@ class Actions:
             part.x = self._architecture.after_attention.experts(self._device.ops, task.layer, weights, part.routed)
 
     def _logits(self, task: Task, part: PartState) -> None:
-        rows = torch.tensor([row.row for row in _group(part, task)])
-        part.logits[task.chunk] = self._architecture.logits(self._device.ops, self._device.resident, part.x[rows])
+        begin = task.chunk * LOGIT_ROWS
+        x = part.x[begin : begin + LOGIT_ROWS]
+        part.logits[task.chunk] = self._architecture.logits(self._device.ops, self._device.resident, x)
+
+    def _rows_to_finish(self, layer: int, part: PartState) -> tuple[torch.Tensor, torch.Tensor]:
+        """x and what was attended of all rows; in the last layer of those that give logits: the others are done when
+        their keys and values are stored."""
+        x, attended = part.x, self._attended(part)
+        if layer + 1 < len(self._architecture.config.layers):
+            return x, attended
+        rows = torch.tensor([row.row for row in part.batch.logit_rows], dtype=torch.int64)
+        return x[rows], attended[rows]
 
     def _attended(self, part: PartState) -> torch.Tensor:
         """Of all rows, in their order: decodes, resumed prompts, fresh prompts."""

@@ -26,7 +26,8 @@ SHAPE = StepShape(decode_tokens=3, decode_context=30, prefill_tokens=5, prefill_
         (Stage.BEFORE_ATTENTION, 0, 2 * 8 * 16 * 32, 16 * 32 * 2),
         (Stage.ATTEND_DECODES, 0, 4 * 30 * 16, 0),
         (Stage.ATTEND_PREFILLS, 0, 4 * 15 * 16, 0),
-        (Stage.AFTER_ATTENTION, 1, 2 * 8 * 16 * 16 + 6 * 8 * 16 * 24, (16 * 16 + 3 * 16 * 24) * 2),
+        # The last layer finishes only the 4 rows that give logits.
+        (Stage.AFTER_ATTENTION, 1, 2 * 4 * 16 * 16 + 6 * 4 * 16 * 24, (16 * 16 + 3 * 16 * 24) * 2),
         (Stage.LOGITS, 0, 2 * 4 * 100 * 16, 100 * 16 * 2),
         (Stage.LOAD, 1, 0, (16 * 32 + 16 * 16 + 3 * 16 * 24) * 2),
         (Stage.STORE_KV, 0, 0, 0),
