@@ -14,6 +14,7 @@ from moelens import _cpu
 
 HUGE_PAGE = 2 << 20
 READ_BYTES = 512 << 20  # far more than the processor's caches
+SETTLE_SECONDS = 0.4  # after another's run: OpenMP's threads spin for up to 0.2 s before they sleep
 FLOPS_PER_THREAD = 2_000_000_000
 
 
@@ -71,3 +72,8 @@ class CeilingMeter:
     def measure(self) -> Ceiling:
         """Both, one after the other."""
         return Ceiling(self.flops_per_second(), self.bytes_per_second())
+
+    def measure_settled(self) -> Ceiling:
+        """Both, once the threads of another's run sleep."""
+        time.sleep(SETTLE_SECONDS)
+        return self.measure()

@@ -86,7 +86,7 @@ def measure(
     times, ceilings, shares = [], [], []
     factors: dict[str, list[float]] = {name: [] for name in rivals or {}}
     for _ in range(rounds):
-        ceilings.append(meter.measure())
+        ceilings.append(meter.measure_settled() if rivals else meter.measure())
         times.append(mean_seconds(call.calls, repeats))
         shares.append(least_seconds(call, ceilings[-1]) / times[-1])
         for name, rival in (rivals or {}).items():

@@ -58,11 +58,11 @@ def measure_cells(
 ) -> dict[str, Cell]:
     """All peers on one workload, in turn."""
     rounds: dict[str, list[Round]] = {name: [] for name in workers}
-    before = meter.measure()
+    before = meter.measure_settled()
     for seed in range(repeats):
         for name in workers:
             run, idle_cores = run_round(name, workers, work, seed)
-            after = meter.measure()
+            after = meter.measure_settled()
             ceiling = before.mean(after)
             peak = workers[name].peak_rss_bytes()
             rounds[name].append(Round(run, least(config, work, ceiling), ceiling, peak, idle_cores))

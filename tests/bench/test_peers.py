@@ -84,6 +84,8 @@ class FixedMeter:
     def measure(self) -> Ceiling:
         return Ceiling(1e12, 1e11)
 
+    measure_settled = measure
+
 
 def test_rounds_alternate_between_peers_on_prompts_of_their_own() -> None:
     asked: list[tuple[str, int]] = []
