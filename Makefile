@@ -51,12 +51,25 @@ format: $(STAMPS)/developing ## rewrite the sources as `make check` wants them
 
 # The sanitized build lies apart (build/sanitize) and comes first on the path; pytest is started as a program, since
 # `python -m` would put this folder before it. Leaks are not looked for: the interpreter itself never frees everything.
+SANITIZERS = LD_PRELOAD="$$(gcc -print-file-name=libasan.so) $$(gcc -print-file-name=libubsan.so)" \
+  ASAN_OPTIONS=detect_leaks=0 UBSAN_OPTIONS=print_stacktrace=1:halt_on_error=1
+EMULATED := build/sanitize-emulated
+
 .PHONY: sanitize
-sanitize: $(STAMPS)/installed ## run the kernels' tests under AddressSanitizer and UBSan
+sanitize: sanitize-cpu sanitize-cuda ## run the kernels' tests under AddressSanitizer and UBSan
+
+.PHONY: sanitize-cpu
+sanitize-cpu: $(STAMPS)/installed
 	MOELENS_SANITIZE=1 $(BIN)/python setup.py -q build --build-base build/sanitize --build-lib build/sanitize/lib
-	LD_PRELOAD="$$(gcc -print-file-name=libasan.so) $$(gcc -print-file-name=libubsan.so)" \
-	  ASAN_OPTIONS=detect_leaks=0 UBSAN_OPTIONS=print_stacktrace=1:halt_on_error=1 PYTHONPATH=build/sanitize/lib \
-	  $(BIN)/pytest -q tests/ops $(PYTEST_ARGS)
+	$(SANITIZERS) PYTHONPATH=build/sanitize/lib $(BIN)/pytest -q tests/ops $(PYTEST_ARGS)
+
+# The GPU's kernels under emulation; and once more under ThreadSanitizer, where each CUDA thread is one of its own.
+.PHONY: sanitize-cuda
+sanitize-cuda: $(STAMPS)/installed
+	MOELENS_SANITIZE=1 MOELENS_CUDA_EMU=1 $(BIN)/python setup.py -q build --build-base $(EMULATED) --build-lib $(EMULATED)/lib
+	$(SANITIZERS) MOELENS_CUDA_EMU_MODULE="$$(echo $(EMULATED)/lib/moelens/_cuda_emu*.so)" \
+	  $(BIN)/python -m pytest -q tests/cuda/test_cuda_rows.py tests/cuda/test_cuda_products.py tests/cuda/test_cuda_kv.py
+	$(BIN)/python tests/cuda/sanitized.py thread $(EMULATED)/thread
 
 .PHONY: sanitize-threads
 sanitize-threads: ## stress the worker team under ThreadSanitizer

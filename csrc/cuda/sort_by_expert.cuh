@@ -11,6 +11,7 @@ namespace moelens {
 
 constexpr int kSortThreads = 1024;
 constexpr int kSortWarps = kSortThreads / 32;
+constexpr int kLeastShare = 64;  // pairs of a warp: whole turns, also where there are few
 
 struct SortArgs {
     const int32_t* ids;  // [pairs]
@@ -42,7 +43,7 @@ __device__ __forceinline__ int sum_of_threads_before(int value, int* warp_sums) 
 template <class F>
 __device__ __forceinline__ void for_warps_pairs(const SortArgs& args, const F& f) {
     const int lane = threadIdx.x % 32, warp = threadIdx.x / 32;
-    const int share = static_cast<int>(divide_rounding_up(args.pairs, kSortWarps));
+    const int share = max(kLeastShare, static_cast<int>(divide_rounding_up(args.pairs, kSortWarps)));
     const int end = min(args.pairs, (warp + 1) * share);
     for (int first = warp * share; first < end; first += 32) {
         const int pair = first + lane;

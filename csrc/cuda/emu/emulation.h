@@ -32,6 +32,9 @@ struct dim3 {
 inline int min(int a, int b) {
     return a < b ? a : b;
 }
+inline int max(int a, int b) {
+    return a > b ? a : b;
+}
 struct alignas(8) uint2 {
     uint32_t x, y;
 };
@@ -90,8 +93,10 @@ void set_seed(uint64_t seed);
 
 void meet_at_barrier(int line);
 
-// All lanes in `mask` must come to the same collective; the last to come runs compute(arguments of each lane).
-void meet_in_warp(const char* name, unsigned mask, void* arguments, int line, void (*compute)(void** lanes));
+// All lanes in `mask` must come to the same collective; the last to come runs compute(arguments of each lane). Only
+// __syncwarp orders what the lanes do to memory, as CUDA promises no more.
+void meet_in_warp(const char* name, unsigned mask, void* arguments, int line, void (*compute)(void** lanes),
+                  bool orders_memory = false);
 
 // The block's shared memory of the declaration `site`.
 void* shared_memory(const void* site, size_t bytes);

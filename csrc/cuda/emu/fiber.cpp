@@ -6,7 +6,7 @@
 #include <new>
 
 #if defined(__SANITIZE_ADDRESS__)
-#include <sanitizer/common_interface_defs.h>
+#include <sanitizer/asan_interface.h>
 #endif
 
 #if defined(__x86_64__)
@@ -98,12 +98,21 @@ void* Fibers::prepare(size_t number, void (*entry)()) {
     mmap(stacks_[number], kStackBytes, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE | MAP_FIXED,
          -1, 0);
 #endif
+#if defined(__SANITIZE_ADDRESS__)
+    __asan_unpoison_memory_region(stacks_[number], kStackBytes);  // of what the fiber before has left there
+#endif
     return first_frame(stacks_[number], kStackBytes, entry);
 }
 
 #if defined(__SANITIZE_ADDRESS__)
+namespace {
+// The stack that fibers are entered from, which the sanitizer must be told of when they leave.
+thread_local const void* caller_stack = nullptr;
+thread_local size_t caller_stack_bytes = 0;
+}  // namespace
+
 void begin_fiber() {
-    __sanitizer_finish_switch_fiber(nullptr, nullptr, nullptr);
+    __sanitizer_finish_switch_fiber(nullptr, &caller_stack, &caller_stack_bytes);
 }
 void Fibers::enter(size_t number, void*& stack_pointer) {
     void* fake_stack = nullptr;
@@ -113,7 +122,7 @@ void Fibers::enter(size_t number, void*& stack_pointer) {
 }
 void Fibers::leave(void*& stack_pointer, bool for_good) {
     void* fake_stack = nullptr;
-    __sanitizer_start_switch_fiber(for_good ? nullptr : &fake_stack, nullptr, 0);
+    __sanitizer_start_switch_fiber(for_good ? nullptr : &fake_stack, caller_stack, caller_stack_bytes);
     switch_stack(stack_pointer, caller_);
     __sanitizer_finish_switch_fiber(fake_stack, nullptr, nullptr);
 }

@@ -14,6 +14,11 @@
 #if defined(MOELENS_RACE_CHECK)
 #include <sanitizer/tsan_interface.h>
 #define WATCH(...) __VA_ARGS__
+// What a collective does for its lanes is no access of one of them.
+extern "C" void AnnotateIgnoreReadsBegin(const char*, int);
+extern "C" void AnnotateIgnoreReadsEnd(const char*, int);
+extern "C" void AnnotateIgnoreWritesBegin(const char*, int);
+extern "C" void AnnotateIgnoreWritesEnd(const char*, int);
 #else
 #define WATCH(...)
 #endif
@@ -143,6 +148,7 @@ void start_threads(Launch& run) {
     WATCH(run.past_threads.push_back(std::move(run.threads));)
     run.threads.assign(count, Thread());
     run.ready.clear();
+    run.ready.reserve(count);  // so that no thread of the kernel moves what others wrote
     run.running = count;
     run.at_barrier = 0;
     for (unsigned i = 0; i < count; ++i) {
@@ -161,6 +167,7 @@ void run_block(Launch& run) {
     start_threads(run);
     WATCH(run.race_caller = __tsan_get_current_fiber();)
     std::vector<unsigned> now;
+    now.reserve(run.threads.size());
     while (run.running > 0 && run.error.empty()) {
         now.swap(run.ready);
         run.ready.clear();
@@ -249,12 +256,13 @@ void meet_at_barrier(int line) {
     WATCH(__tsan_acquire(mark);)
 }
 
-void meet_in_warp(const char* name, unsigned mask, void* arguments, int line, void (*compute)(void**)) {
+void meet_in_warp(const char* name, unsigned mask, void* arguments, int line, void (*compute)(void**),
+                  bool orders_memory) {
     Launch& run = *running_launch;
     Thread& mine = *current;
     const auto what = [&] { return std::string(name) + " (line " + std::to_string(line) + ")"; };
     if (!(mask >> mine.lane & 1)) fail(what() + ": the mask lacks the lane that calls");
-    WATCH(__tsan_release(&mine.collective_in);)
+    WATCH(if (orders_memory) __tsan_release(&mine.collective_in);)
     mine.collective = name;
     mine.mask = mask;
     mine.arguments = arguments;
@@ -282,14 +290,17 @@ void meet_in_warp(const char* name, unsigned mask, void* arguments, int line, vo
     if (!complete) {
         wait(State::kAtCollective);
     } else {
-        WATCH(for (int i = 0; i < count; ++i) __tsan_acquire(&lanes[i]->collective_in);)
+        WATCH(for (int i = 0; i < count && orders_memory; ++i) __tsan_acquire(&lanes[i]->collective_in);
+              AnnotateIgnoreReadsBegin(__FILE__, __LINE__); AnnotateIgnoreWritesBegin(__FILE__, __LINE__);)
         compute(all);
-        WATCH(for (int i = 0; i < count; ++i) __tsan_release(&lanes[i]->collective_out);)
+        WATCH(AnnotateIgnoreWritesEnd(__FILE__, __LINE__); AnnotateIgnoreReadsEnd(__FILE__, __LINE__);
+              for (int i = 0; i < count && orders_memory; ++i) __tsan_release(&lanes[i]->collective_out);)
         for (int i = 0; i < count; ++i) {
             if (lanes[i] != &mine) make_ready(run, *lanes[i]);
         }
     }
-    WATCH(__tsan_acquire(&mine.collective_out);)
+    WATCH(if (orders_memory) __tsan_acquire(&mine.collective_out);)
+    static_cast<void>(orders_memory);
 }
 
 void* shared_memory(const void* site, size_t bytes) {

@@ -66,7 +66,7 @@ inline unsigned __ballot_sync(unsigned mask, bool vote, int line = __builtin_LIN
     return vote ? equal : mask & ~equal;
 }
 inline void __syncwarp(unsigned mask = 0xffffffffu, int line = __builtin_LINE()) {
-    moelens::emulation::meet_in_warp("__syncwarp", mask, nullptr, line, [](void**) {});
+    moelens::emulation::meet_in_warp("__syncwarp", mask, nullptr, line, [](void**) {}, true);
 }
 inline int __popc(unsigned bits) {
     return __builtin_popcount(bits);
@@ -131,14 +131,15 @@ inline void multiply_fragments(float (&d)[4], const uint32_t (&a)[4], uint32_t b
 inline void load_fragments(uint32_t (&r)[4], const void* shared, int line = __builtin_LINE()) {
     struct Rows {
         uint32_t* r;
-        const char* shared;
-    } mine{r, static_cast<const char*>(shared)};
+        uint32_t row[4];
+    } mine{r, {}};
     if (reinterpret_cast<uintptr_t>(shared) % 16 != 0) emulation::fail("ldmatrix: an address is not 16-byte aligned");
+    std::memcpy(mine.row, shared, 16);  // each lane reads its row itself, so that a sanitizer knows who does
     emulation::meet_in_warp("ldmatrix.x4", 0xffffffffu, &mine, line, [](void** arguments) {
         auto lanes = reinterpret_cast<Rows**>(arguments);
         for (int matrix = 0; matrix < 4; ++matrix) {
             for (int lane = 0; lane < 32; ++lane) {
-                std::memcpy(&lanes[lane]->r[matrix], lanes[matrix * 8 + lane / 4]->shared + lane % 4 * 4, 4);
+                lanes[lane]->r[matrix] = lanes[matrix * 8 + lane / 4]->row[lane % 4];
             }
         }
     });
