@@ -39,8 +39,24 @@ void run_split_qkv() {
     Memory<float> joined(2 * 128, 0.5f), frequencies(8, 0.1f);
     Memory<int32_t> positions(2, 3);
     Memory<uint16_t> q_norm(16, kOne), k_norm(32, kOne), q(2 * 64), k(2 * 32), v(2 * 32);
-    split_qkv({Element::kFloat32, Element::kBFloat16, 2, 4, 2, 16, 8, joined.data, positions.data, frequencies.data, 1.0f,
-               {q_norm.data, 16}, {k_norm.data, 32}, 1e-6f, 4.0f, q.data, k.data, v.data},
+    split_qkv({Element::kFloat32,
+               Element::kBFloat16,
+               2,
+               4,
+               2,
+               16,
+               8,
+               joined.data,
+               positions.data,
+               frequencies.data,
+               1.0f,
+               {q_norm.data, 16},
+               {k_norm.data, 32},
+               1e-6f,
+               4.0f,
+               q.data,
+               k.data,
+               v.data},
               0);
 }
 
@@ -56,7 +72,8 @@ void run_experts(int64_t tokens, int64_t count) {
     for (int64_t i = 0; i < tokens * count; ++i) logits.data[i] = static_cast<float>(i * 2654435761u % 1000) / 100.0f;
     Memory<int32_t> ids(tokens * active);
     route({tokens, count, active, Scoring::kSoftmax, 1.0f, logits.data, ids.data, scores.data}, 0);
-    Memory<uint16_t> x(tokens * hidden, kOne), gate_up(count * 5 * 32 * hidden, kSmall), down(count * 5 * 32 * width, kSmall);
+    Memory<uint16_t> x(tokens * hidden, kOne), gate_up(count * 5 * 32 * hidden, kSmall),
+        down(count * 5 * 32 * width, kSmall);
     Memory<unsigned char> workspace(static_cast<size_t>(experts_workspace_bytes(tokens, hidden, count, active, width)));
     experts({Element::kFloat32, Activation::kSilu, tokens, hidden, count, active, width, hidden, x.data, gate_up.data,
              down.data, ids.data, scores.data, nullptr, out.data, workspace.data, 1.0f},
