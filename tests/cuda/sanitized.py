@@ -61,4 +61,4 @@ def compile_changed(command: list[str], source: Path, folder: Path) -> Path:
 if __name__ == "__main__":
     kind, place = sys.argv[1], Path(sys.argv[2])
     place.mkdir(parents=True, exist_ok=True)
-    sys.exit("\n".join(find_faults(ROOT, place, kind)))
+    sys.exit("\n".join(find_faults(ROOT, place, kind)) or 0)
