@@ -65,7 +65,8 @@ def measure_cells(
             after = meter.measure_settled()
             ceiling = before.mean(after)
             peak = workers[name].peak_rss_bytes()
-            rounds[name].append(Round(run, least(config, work, ceiling), ceiling, peak, idle_cores))
+            bounds = least(config, work, ceiling), least(config, work, ceiling, every_row=False)
+            rounds[name].append(Round(run, *bounds, ceiling, peak, idle_cores))
             print(f"{model} {work} round {seed} {name}: {run.seconds:.2f} s", file=sys.stderr, flush=True)
             before = after
     return {name: Cell(model, work, workers[name].about, rounds[name]) for name in workers}

@@ -2,12 +2,14 @@
 
 Counted: every product, the experts that a step's tokens choose (evenly), attention, the head for the rows that give
 tokens, each weight once per step, keys and values once. Free: activations, norms, softmax, sampling, and the steps'
-order. Prefill comes in steps of CHUNK_TOKENS, decode in steps of all requests; computing and reading overlap fully.
+order. Every token goes through every layer, as in the peers; a program that finishes the last layer only for rows that
+give tokens, as moelens does, has done without a part of this work, so what is needed is told beside.
+Prefill comes in steps of CHUNK_TOKENS, decode in steps of all requests; computing and reading overlap fully.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from bench.ceilings import Ceiling
 from bench.peers.workload import Workload
@@ -33,9 +35,10 @@ class Least:
         return self.prefill_seconds + self.decode_seconds
 
 
-def step_work(config: ModelConfig, shape: StepShape, stages: tuple[Stage, ...]) -> Work:
-    """Of all layers, and of the head."""
-    layers = (stage_work(stage, config, layer, shape) for layer in range(len(config.layers)) for stage in stages)
+def step_work(config: ModelConfig, shape: StepShape, stages: tuple[Stage, ...], every_row: bool) -> Work:
+    """Of all layers, and of the head. With `every_row` the last layer is finished for rows that give no token too."""
+    rows = replace(shape, logit_rows=shape.tokens) if every_row else shape
+    layers = (stage_work(stage, config, layer, rows) for layer in range(len(config.layers)) for stage in stages)
     return sum(layers, stage_work(Stage.LOGITS, config, 0, shape))
 
 
@@ -58,14 +61,14 @@ def prefill_shapes(workload: Workload) -> list[StepShape]:
     ]
 
 
-def least(config: ModelConfig, workload: Workload, ceiling: Ceiling) -> Least:
-    """The roofline of a workload."""
-    prefill = sum((step_work(config, shape, PREFILL) for shape in prefill_shapes(workload)), Work())
+def least(config: ModelConfig, workload: Workload, ceiling: Ceiling, *, every_row: bool = True) -> Least:
+    """The roofline of a workload: of the work that peers do, or without `every_row` of what its tokens need."""
+    prefill = sum((step_work(config, shape, PREFILL, every_row) for shape in prefill_shapes(workload)), Work())
     decode = 0.0
     for step in range(1, workload.output_tokens):
         rows = workload.requests
         shape = StepShape(decode_tokens=rows, decode_context=rows * (workload.prompt_tokens + step), logit_rows=rows)
-        decode += _seconds(step_work(config, shape, DECODE), ceiling)
+        decode += _seconds(step_work(config, shape, DECODE, every_row), ceiling)
     return Least(_seconds(prefill, ceiling), decode)
 
 

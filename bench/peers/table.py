@@ -19,6 +19,7 @@ COLUMNS = (
     "prefill tok/s",
     "decode tok/s",
     "% of roofline: all, prefill, decode",
+    "% of needed work's roofline",
     "moelens is faster by: all, decode",
     "load s",
     "peak RSS MiB",
@@ -28,10 +29,14 @@ COLUMNS = (
 
 @dataclass(frozen=True)
 class Round:
-    """One run of one peer in one round, between two measurements of the ceilings."""
+    """One run of one peer in one round, between two measurements of the ceilings.
+
+    `least` is the roofline of the work that peers do, `needed` that of what the tokens need (see roofline.py).
+    """
 
     run: Run
     least: Least
+    needed: Least
     ceiling: Ceiling
     peak_rss_bytes: int
     idle_cores: float  # that the peers which were not running have kept busy
@@ -85,6 +90,7 @@ def row(cell: Cell, ours: Cell | None) -> str:
         f"{median(cell, lambda one: prompt / one.run.prefill_seconds):.0f}",
         f"{median(cell, lambda one: decoded / one.run.decode_seconds):.0f}",
         ", ".join(f"{share:.0%}" for share in shares),
+        f"{median(cell, lambda one: one.needed.seconds / one.run.seconds):.0%}",
         faster,
         f"{cell.about['load_seconds']:.1f}",
         f"{max(one.peak_rss_bytes for one in cell.rounds) / 2**20:.0f}",

@@ -127,7 +127,7 @@ def test_peers_that_are_busy_while_another_runs_are_told(script: Path, capsys: p
 
 
 def cell(name: str, runs: list[Run]) -> Cell:
-    rounds = [Round(run, Least(1.0, 2.0), Ceiling(1.0, 1.0), 3 << 20, 0.0) for run in runs]
+    rounds = [Round(run, Least(1.0, 2.0), Least(1.0, 1.0), Ceiling(1.0, 1.0), 3 << 20, 0.0) for run in runs]
     about = {"name": name, "version": "1", "load_seconds": 1.25}
     return Cell("m", Workload(2, 10, 5), about, rounds)
 
@@ -139,6 +139,7 @@ def test_ratios_are_taken_within_a_round() -> None:
     assert cells == [
         *("m", "2x(10,5)", "vllm 1", "4", "10", "1"),  # medians of 30 / s, 20 / s, 8 / s
         "38%, 50%, 33%",
+        "25%",
         "2.00, 2.00",
         *("1.2", "3", "50%"),
     ]

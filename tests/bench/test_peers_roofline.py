@@ -51,3 +51,11 @@ def test_ceilings_bound_by_whichever_is_slower() -> None:
     assert Ceiling(10.0, 2.0).least_seconds(100.0, 4.0) == 10.0
     assert Ceiling(10.0, 2.0).least_seconds(100.0, 40.0) == 20.0
     assert Ceiling(10.0, 2.0).mean(Ceiling(20.0, 4.0)) == Ceiling(15.0, 3.0)
+
+
+def test_needed_work_leaves_out_the_last_layer_of_rows_without_tokens() -> None:
+    work = Workload.parse("64x128x64")
+    found, needed = least(QWEN3, work, CEILING), least(QWEN3, work, CEILING, every_row=False)
+    spared = 64 * 127 * 2 * (16 * 128 * 1024 + 1024 * 64 + 3 * 8 * 384 * 1024)  # o, router and experts of one layer
+    assert found.prefill_seconds - needed.prefill_seconds == pytest.approx(spared / 463e9, rel=1e-9)
+    assert found.decode_seconds == needed.decode_seconds
