@@ -140,6 +140,7 @@ def check_fixed(
     gpu_memory_utilization: float | None,
     enforce_eager: bool,
     max_logprobs: int,
+    device: str,
 ) -> None:
     """Check the arguments that have a single useful value here.
 
@@ -166,16 +167,17 @@ def check_fixed(
         )
     if not isinstance(max_logprobs, int) or isinstance(max_logprobs, bool) or max_logprobs < -1:
         raise ConfigError(f"max_logprobs must be non-negative or -1 (no limit), got {max_logprobs!r}.")
-    _note_ineffective(gpu_memory_utilization, enforce_eager)
+    _note_ineffective(gpu_memory_utilization, enforce_eager, device)
 
 
-def _note_ineffective(gpu_memory_utilization: float | None, enforce_eager: bool) -> None:
+def _note_ineffective(gpu_memory_utilization: float | None, enforce_eager: bool, device: str) -> None:
     if gpu_memory_utilization is not None:
         if not 0 < gpu_memory_utilization <= 1:
             raise ConfigError(f"gpu_memory_utilization must be in (0, 1], got {gpu_memory_utilization}.")
-        logger.warning(
-            "gpu_memory_utilization=%s has no effect, as no GPU is used: cpu_memory_bytes limits the memory here",
-            gpu_memory_utilization,
-        )
+        if not str(device).startswith("cuda"):
+            logger.warning(
+                "gpu_memory_utilization=%s has no effect, as no GPU is used: cpu_memory_bytes limits the memory here",
+                gpu_memory_utilization,
+            )
     if enforce_eager:
         logger.debug("enforce_eager=True has no effect: no graphs are captured here")

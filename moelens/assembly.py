@@ -23,7 +23,7 @@ from moelens.memory.kv_cache import kv_block_bytes
 from moelens.memory.weights import WeightStore
 from moelens.models.architecture import Architecture
 from moelens.models.registry import build
-from moelens.offload import check_device, host_threads, open_device, plan_device
+from moelens.offload import Budget, check_device, host_threads, open_device, plan_device
 from moelens.ops.native import NativeOps
 from moelens.options import EngineOptions
 from moelens.plan import Plan
@@ -49,7 +49,8 @@ def build_engine(
     threads = options.plan.threads if options.plan else host_threads(device, options.num_threads)
     ops = NativeOps(threads, empty=ActivationPool().empty)
     plan, max_model_len = _plan(options, architecture, ops)
-    plan, placement = plan_device(device, plan, architecture, ops, given=options.plan is not None)
+    budget = Budget(options.gpu_memory_utilization, options.gpu_memory_bytes)
+    plan, placement = plan_device(device, plan, architecture, ops, given=options.plan is not None, budget=budget)
     weights = _weights(options, folder, architecture, ops, show_progress)
     stopping = Stopping(tokenizer, _eos_token_ids(architecture, folder, tokenizer), max_model_len)
     side = open_device(device, architecture, weights, ops, plan, placement)

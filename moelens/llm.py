@@ -58,6 +58,7 @@ class LLM:
         chat_template: str | os.PathLike[str] | None = None,
         seed: int = 0,
         gpu_memory_utilization: float | None = None,
+        gpu_memory_bytes: int | None = None,
         enforce_eager: bool = False,
         hf_token: str | bool | None = None,
         hf_overrides: Mapping[str, Any] | None = None,
@@ -90,6 +91,7 @@ class LLM:
             gpu_memory_utilization=gpu_memory_utilization,
             enforce_eager=enforce_eager,
             max_logprobs=max_logprobs,
+            device=device,
         )
         options = EngineOptions(
             model=os.fspath(model),
@@ -103,6 +105,8 @@ class LLM:
             num_threads=num_threads,
             enable_prefix_caching=enable_prefix_caching is not False,
             device=device,
+            gpu_memory_utilization=gpu_memory_utilization,
+            gpu_memory_bytes=gpu_memory_bytes,
             load_format=load_format,
             revision=revision,
             hf_token=hf_token,

@@ -3,19 +3,25 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 
 from moelens.devices import CpuDevice, CudaDevice, Device, EmulatedDevice
 from moelens.errors import ConfigError
 from moelens.machine.cpu import CpuMachine
+from moelens.machine.cuda import CudaMachine, TorchDriver
 from moelens.machine.emulated import EmulatedMachine
 from moelens.machine.machine import Machine
+from moelens.machine.numa import near_cores
+from moelens.memory.cuda import CudaStore, gpu_budget
 from moelens.memory.device import DeviceMemory, SharedMemory
 from moelens.memory.layout import SlabLayout
 from moelens.memory.separate import SeparateMemory, transfer_bytes
 from moelens.memory.weights import WeightStore
 from moelens.models.architecture import Architecture
+from moelens.models.config import ModelConfig
+from moelens.ops.cuda import CudaOps, load_kernels
 from moelens.ops.interface import Ops
 from moelens.ops.native import NativeOps, schedulable_cores
 from moelens.plan import Placement, Plan
@@ -31,6 +37,17 @@ class Side:
     memory: DeviceMemory
 
 
+@dataclass(frozen=True)
+class Budget:
+    """What a user lets moelens take of a GPU's memory: bytes, or else a share of all of it."""
+
+    utilization: float | None = None
+    memory_bytes: int | None = None
+
+
+NO_BUDGET = Budget()
+
+
 def host_threads(device: Device, asked: int | None) -> int | None:
     """Threads for the host's ops; None: all cores. Those of an emulated device are not the host's."""
     if asked is not None or not isinstance(device, EmulatedDevice):
@@ -39,32 +56,43 @@ def host_threads(device: Device, asked: int | None) -> int | None:
 
 
 def check_device(device: Device) -> None:
-    """Raise ConfigError when this machine does not have it."""
+    """Raise ConfigError when this machine does not have it, KernelError when moelens was built without its kernels."""
     if isinstance(device, CudaDevice):
         found = torch.cuda.device_count() if torch.cuda.is_available() else 0
-        raise ConfigError(
-            f"device='cuda:{device.index}' can't be used: {found} GPUs are found, and this version of moelens does not "
-            "compute on one yet. Use 'cpu'."
-        )
+        if device.index >= found:
+            raise ConfigError(
+                f"device='cuda:{device.index}' can't be used: torch {torch.__version__} finds {found} GPUs. Install a "
+                "torch for CUDA and the GPU's driver, or use 'cpu'."
+            )
+        load_kernels()
 
 
 def plan_device(
-    device: Device, plan: Plan, architecture: Architecture, ops: Ops, *, given: bool
+    device: Device, plan: Plan, architecture: Architecture, ops: Ops, *, given: bool, budget: Budget = NO_BUDGET
 ) -> tuple[Plan, Placement | None]:
     """The plan with what the device needs of it, and what lies on the device; a `given` plan stays as it is.
 
-    Raises CapacityError when the device's memory is too small.
+    `budget` is of a GPU. Raises CapacityError when the device's memory is too small.
     """
-    if not isinstance(device, EmulatedDevice):
+    if isinstance(device, CpuDevice):
         return plan, None
+    if isinstance(device, EmulatedDevice):
+        memory_bytes = device.memory_bytes
+    else:
+        memory_bytes = gpu_budget(*torch.cuda.mem_get_info(device.index), budget.utilization, budget.memory_bytes)
     config, sizes = architecture.config, _sizes(architecture, ops, plan.parts if given else PARTS)
     if given:
-        return plan, fixed(plan, config, sizes, device.memory_bytes)
-    return fit(for_device(plan, sizes), config, sizes, device.memory_bytes)
+        return plan, fixed(plan, config, sizes, memory_bytes)
+    return fit(for_device(plan, sizes), config, sizes, memory_bytes)
 
 
 def open_device(
-    device: Device, architecture: Architecture, weights: WeightStore, ops: Ops, plan: Plan, placement: Placement | None
+    device: Device,
+    architecture: Architecture,
+    weights: WeightStore,
+    ops: NativeOps,
+    plan: Plan,
+    placement: Placement | None,
 ) -> Side:
     """Start the lanes, and bring to the device what stays there."""
     config = architecture.config
@@ -73,8 +101,27 @@ def open_device(
         link = device.link_bytes_per_second
         memory = SeparateMemory(config, weights, NativeOps(device.threads), placement, plan)
         return Side(EmulatedMachine(link, link), memory)
-    assert isinstance(device, CpuDevice)
+    if isinstance(device, CudaDevice):
+        assert placement is not None
+        return _open_gpu(device, config, weights, ops, plan, placement)
     return Side(CpuMachine(), SharedMemory(weights, ops, len(config.layers)))
+
+
+def _open_gpu(
+    device: CudaDevice, config: ModelConfig, weights: WeightStore, ops: NativeOps, plan: Plan, placement: Placement
+) -> Side:
+    """Not run on a GPU yet."""
+    where = torch.device("cuda", device.index)
+    source = weights.arena.view(0, torch.uint8, (weights.nbytes,))
+
+    def make_store(nbytes: int) -> CudaStore:
+        return CudaStore(nbytes, where, source)
+
+    memory = SeparateMemory(config, weights, CudaOps(ops, where), placement, plan, make_store)
+    torch.cuda.synchronize(where)  # what stays was copied by a stream that the lanes don't wait for
+    properties: Any = torch.cuda.get_device_properties(where)  # whose stub lacks these
+    address = f"{properties.pci_domain_id:04x}:{properties.pci_bus_id:02x}:{properties.pci_device_id:02x}.0"
+    return Side(CudaMachine(TorchDriver(device.index), near_cores(address)), memory)
 
 
 def _sizes(architecture: Architecture, ops: Ops, parts: int) -> DeviceSizes:

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from moelens.devices import parse_device
+from moelens.devices import CudaDevice, parse_device
 from moelens.errors import ConfigError
 from moelens.plan import Plan
 
@@ -44,16 +44,20 @@ class EngineOptions:
     hf_overrides: Mapping[str, Any] | None = None
     download_dir: str | None = None
     shared_weights_dir: str | None = None
+    gpu_memory_utilization: float | None = None
+    gpu_memory_bytes: int | None = None
     plan: Plan | None = None
 
     def __post_init__(self) -> None:
         _require_choice("dtype", self.dtype, DTYPES, "moelens computes in bfloat16 or float32")
-        parse_device(self.device)
+        device = parse_device(self.device)
+        if self.gpu_memory_bytes is not None and not isinstance(device, CudaDevice):
+            raise ConfigError(f"gpu_memory_bytes is for device='cuda', and device is {self.device!r}: leave it out.")
         _require_choice("load_format", self.load_format, LOAD_FORMATS, "weights are read from safetensors files only")
         _require_whole("seed", self.seed, None)
         for name in ("max_model_len", "max_num_seqs", "max_num_batched_tokens", "num_threads"):
             _require_whole(name, getattr(self, name), 1)
-        for name in ("kv_cache_memory_bytes", "cpu_memory_bytes"):
+        for name in ("kv_cache_memory_bytes", "cpu_memory_bytes", "gpu_memory_bytes"):
             _require_whole(name, getattr(self, name), 1)
         if self.hf_overrides is not None and not isinstance(self.hf_overrides, Mapping):
             raise ConfigError(

@@ -17,7 +17,6 @@ from moelens.errors import ConfigError
 _REFUSED = {
     "--backend": "there is one backend; compare with another by running its own bench on the same --dataset-path",
     "--async-engine": "requests are always all given at once",
-    "--gpu-memory-utilization": "say how much the cache may take with --kv-cache-memory-bytes",
 }
 
 
@@ -47,6 +46,8 @@ class Options:
     max_model_len: int | None
     kv_cache_memory_bytes: int | None
     cpu_memory_bytes: int | None
+    gpu_memory_utilization: float | None
+    gpu_memory_bytes: int | None
     enable_prefix_caching: bool | None
     num_threads: int | None
     output_json: Path | None
@@ -92,6 +93,8 @@ def parse_arguments(argv: Sequence[str] | None = None) -> Options:
         max_model_len=found.max_model_len,
         kv_cache_memory_bytes=found.kv_cache_memory_bytes,
         cpu_memory_bytes=found.cpu_memory_bytes,
+        gpu_memory_utilization=found.gpu_memory_utilization,
+        gpu_memory_bytes=found.gpu_memory_bytes,
         enable_prefix_caching=found.enable_prefix_caching,
         num_threads=found.num_threads,
         output_json=found.output_json,
@@ -120,7 +123,7 @@ def _make_parser() -> argparse.ArgumentParser:
     model.add_argument("--revision", help="branch, tag or commit on the hub")
     model.add_argument("--load-format", choices=("auto", "dummy"), default="auto", help="dummy: random weights")
     model.add_argument("--dtype", default="auto", help="auto, bfloat16 or float32")
-    model.add_argument("--device", default="auto", help="auto, cpu or emulated:link=4GB/s,memory=600MB")
+    model.add_argument("--device", default="auto", help="auto, cpu cuda or emulated:link=4GB/s,memory=600MB")
 
     work = parser.add_argument_group("workload")
     work.add_argument("--dataset-name", choices=("random",), help="random token ids (the default without a path)")
@@ -145,6 +148,8 @@ def _make_parser() -> argparse.ArgumentParser:
     engine.add_argument(
         "--enable-prefix-caching", action=argparse.BooleanOptionalAction, help="compute equal beginnings once"
     )
+    engine.add_argument("--gpu-memory-utilization", type=float, help="share of a GPU's memory, in (0, 1]")
+    engine.add_argument("--gpu-memory-bytes", type=parse_bytes, help="of a GPU, e.g. 16GB")
     engine.add_argument("--num-threads", type=_positive)
 
     parser.add_argument("--output-json", type=Path, help="write the report there too")

@@ -18,7 +18,6 @@ _REFUSED: Mapping[str, str] = {
     "--enable-metrics": "use --metrics-file",
     "--output-tmp-dir": "results are appended to the output as they come",
     "--tensor-parallel-size": "one process runs the whole model",
-    "--gpu-memory-utilization": "no GPU is used; say what may be taken with --cpu-memory-bytes",
     "--trust-remote-code": "code that a checkpoint brings along is never run",
 }
 
@@ -67,13 +66,15 @@ def add_model_flags(parser: argparse.ArgumentParser) -> None:
     model.add_argument("--seed", type=int, default=0, help="of all lines that have none of their own")
 
     engine = parser.add_argument_group("engine")
-    engine.add_argument("--device", help="auto, cpu or emulated:link=4GB/s,memory=600MB")
+    engine.add_argument("--device", help="auto, cpu cuda or emulated:link=4GB/s,memory=600MB")
     engine.add_argument("--max-model-len", type=positive, help="tokens of prompt and output at most")
     engine.add_argument("--max-num-seqs", type=positive, help="texts in a step at most")
     engine.add_argument("--max-num-batched-tokens", type=positive, help="tokens in a step at most")
     engine.add_argument("--max-logprobs", type=int, help="log-probabilities per token at most (-1: no limit)")
     engine.add_argument("--kv-cache-memory-bytes", type=parse_bytes, help="e.g. 4GiB")
     engine.add_argument("--cpu-memory-bytes", type=parse_bytes, help="for weights and cache together, e.g. 64GiB")
+    engine.add_argument("--gpu-memory-utilization", type=float, help="share of a GPU's memory, in (0, 1]")
+    engine.add_argument("--gpu-memory-bytes", type=parse_bytes, help="of a GPU, e.g. 16GB")
     engine.add_argument("--num-threads", type=positive)
     engine.add_argument("--shared-weights-dir", help="a folder where processes share one copy of the weights")
 
@@ -98,6 +99,8 @@ ENGINE_ARGUMENTS = (
     "max_logprobs",
     "kv_cache_memory_bytes",
     "cpu_memory_bytes",
+    "gpu_memory_utilization",
+    "gpu_memory_bytes",
     "num_threads",
     "shared_weights_dir",
 )

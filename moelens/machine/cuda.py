@@ -13,11 +13,13 @@ import time
 import weakref
 from collections.abc import Sequence
 from contextlib import AbstractContextManager
+from functools import partial
 from typing import Protocol, cast
 
 import torch
 
 from moelens.machine.machine import Act, Done
+from moelens.machine.numa import bind_thread
 from moelens.machine.threads import Submission, ThreadLane, start_worker
 from moelens.pipeline.task import Resource, Task
 
@@ -127,10 +129,11 @@ class StreamCompletion:
 class StreamLane:
     """A stream, and the thread that puts work on it in the order of submission."""
 
-    def __init__(self, name: str, driver: Driver, clock: Clock, stream: Stream) -> None:
+    def __init__(self, name: str, driver: Driver, clock: Clock, stream: Stream, cores: frozenset[int]) -> None:
         self._driver = driver
         self._clock = clock
-        self._queue = start_worker(name, lambda submission: _issue(submission, driver, stream))
+        issue, prepare = partial(_issue, driver=driver, stream=stream), partial(bind_thread, cores)
+        self._queue = start_worker(name, issue, prepare)
         weakref.finalize(self, self._queue.put, None)
 
     def submit(self, task: Task, act: Act, after: Sequence[Done]) -> StreamCompletion:
@@ -141,13 +144,20 @@ class StreamLane:
 
 
 class CudaMachine:
-    """A stream for the device and one for each direction of the link; the host's tasks run on a thread."""
+    """A stream for the device and one for each direction of the link; the host's tasks run on a thread.
 
-    def __init__(self, driver: Driver) -> None:
+    The threads of copies are bound to `cores`, those near the GPU (empty: to none).
+    """
+
+    def __init__(self, driver: Driver, cores: frozenset[int] = frozenset()) -> None:
         streams = {resource: driver.make_stream() for resource in Resource if resource is not Resource.HOST}
         clock = Clock(driver, streams[Resource.DEVICE])
         self._host = ThreadLane("host")
-        self._lanes = {r: StreamLane(r.value, driver, clock, stream) for r, stream in streams.items()}
+        near = {Resource.TO_DEVICE: cores, Resource.TO_HOST: cores}
+        self._lanes = {
+            resource: StreamLane(resource.value, driver, clock, stream, near.get(resource, frozenset()))
+            for resource, stream in streams.items()
+        }
 
     def lane(self, resource: Resource) -> ThreadLane | StreamLane:
         """The resource's own lane."""

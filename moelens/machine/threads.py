@@ -81,10 +81,10 @@ class ThreadLane:
         return completion
 
 
-def start_worker(name: str, finish: Callable[[Submission], None]) -> Queue:
-    """A queue, and a thread that calls `finish` with each of its submissions until a None comes."""
+def start_worker(name: str, finish: Callable[[Submission], None], prepare: Callable[[], None] | None = None) -> Queue:
+    """A queue, and a thread that calls `prepare`, and `finish` with each of its submissions until a None comes."""
     waiting: Queue = queue.SimpleQueue()
-    threading.Thread(target=_work, args=(waiting, finish), name=f"moelens {name}", daemon=True).start()
+    threading.Thread(target=_work, args=(waiting, finish, prepare), name=f"moelens {name}", daemon=True).start()
     return waiting
 
 
@@ -92,8 +92,10 @@ def _call(act: Act, ready_seconds: float) -> int:
     return act()
 
 
-def _work(waiting: Queue, finish: Callable[[Submission], None]) -> None:
+def _work(waiting: Queue, finish: Callable[[Submission], None], prepare: Callable[[], None] | None) -> None:
     """A thread's life. It holds no reference to its lane, so that a lane that nobody uses can end."""
+    if prepare is not None:
+        prepare()
     with torch.inference_mode():  # each thread has its own
         carried: deque[Submission] = deque()
         while (submission := _next(waiting, carried)) is not None:

@@ -5,14 +5,22 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from typing import Protocol
 
 import torch
 
-from moelens.memory.arena import Arena, align
+from moelens.memory.arena import align
 from moelens.models.architecture import Form, TensorSpec, Weights
 from moelens.ops.interface import ExpertMatrices, Matrix, Ops
 
 ENTRY_ALIGNMENT = 256  # bytes; what device copies like best, and a multiple of every vector width
+
+
+class Viewable(Protocol):
+    """Memory that tensors may be views of."""
+
+    def view(self, offset: int, dtype: torch.dtype, shape: tuple[int, ...]) -> torch.Tensor:
+        """A tensor over the bytes from `offset` on."""
 
 
 @dataclass(frozen=True)
@@ -63,11 +71,11 @@ class SlabLayout:
         assert all(entry.offset < begin for entry in self.front.entries), "something lies behind the experts"
         return SlabLayout(tuple(replace(e, offset=e.offset - begin) for e in entries), self.nbytes - begin)
 
-    def storages(self, arena: Arena, base: int) -> tuple[torch.Tensor, ...]:
+    def storages(self, arena: Viewable, base: int) -> tuple[torch.Tensor, ...]:
         """Each entry's storage in the slab that begins at byte `base` of `arena`."""
         return tuple(arena.view(base + entry.offset, entry.dtype, entry.shape) for entry in self.entries)
 
-    def view(self, arena: Arena, base: int) -> Weights:
+    def view(self, arena: Viewable, base: int) -> Weights:
         """The slab that begins at byte `base` of `arena`, as the ops take it.
 
         A GATE_UP and a DOWN entry of the same name, but for a last ".gate_up" and ".down", are one `ExpertMatrices`

@@ -7,8 +7,9 @@ import math
 
 import torch
 
-from moelens.memory.arena import Arena, align
+from moelens.memory.arena import align
 from moelens.memory.layout import ENTRY_ALIGNMENT
+from moelens.memory.stores import Store
 from moelens.models.config import GQA, ModelConfig
 from moelens.ops.interface import AttentionRows, KVLayer, Ops
 
@@ -27,12 +28,12 @@ class ScratchCache:
         self._dtype = config.dtype
         self._shapes = {layer.attention: self._kv_shapes(layer.attention) for layer in config.layers}
         self.nbytes = max(sum(map(self._room, shapes)) for shapes in self._shapes.values())
-        self._arena: Arena
+        self._store: Store
         self._begin = 0
 
-    def place(self, arena: Arena, begin: int) -> None:
-        """Lie at byte `begin` of `arena`, whose bytes there are zero."""
-        self._arena, self._begin = arena, begin
+    def place(self, store: Store, begin: int) -> None:
+        """Lie at byte `begin` of `store`, whose bytes there are zero."""
+        self._store, self._begin = store, begin
 
     def attend(
         self,
@@ -46,8 +47,8 @@ class ScratchCache:
         keys, values = self._shapes[attention]
         second = self._begin + self._room(keys)
         cache = KVLayer(
-            self._arena.view(self._begin, self._dtype, keys),
-            self._arena.view(second, self._dtype, values),
+            self._store.view(self._begin, self._dtype, keys),
+            self._store.view(second, self._dtype, values),
             *(attention.kv_heads, attention.head_dim, BLOCK_TOKENS),
         )
         starts, results = rows.starts.tolist(), []
@@ -56,7 +57,7 @@ class ScratchCache:
             end = self._group(starts, begin)
             own = slice(starts[begin], starts[end])
             group, slots = _laid_out(starts[begin : end + 1])
-            self._ops.write_kv(k[own], v[own], cache, slots)
+            self._ops.write_kv(k[own], v[own], cache, slots.to(k.device))
             results.append(self._ops.attention(q[own], cache, group, attention.scale, attention.window))
             begin = end
         return results[0] if len(results) == 1 else torch.cat(results)

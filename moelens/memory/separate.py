@@ -3,19 +3,19 @@
 from __future__ import annotations
 
 import contextlib
-import ctypes
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import torch
 
 from moelens.cost.work import EVEN
 from moelens.cost.workload import StepShape
 from moelens.errors import CapacityError
-from moelens.memory.arena import Arena, align
+from moelens.memory.arena import align
 from moelens.memory.device import Place
 from moelens.memory.layout import ENTRY_ALIGNMENT
 from moelens.memory.ring import Ring
 from moelens.memory.scratch_cache import ScratchCache
+from moelens.memory.stores import ArenaStore, Store
 from moelens.memory.weights import WeightStore
 from moelens.models.architecture import Weights
 from moelens.models.config import GQA, ModelConfig, MoEFFN
@@ -30,24 +30,31 @@ PLACES = 4  # of a part, for what comes to the device: token ids, positions, row
 
 
 class SeparateMemory:
-    """An arena of exactly the bytes of `placement` that are not activations; what kernels return is counted, not held.
+    """A store of exactly the bytes of `placement` that are not activations; what kernels return is counted, not held.
 
-    Raises CapacityError where the host has no room for it.
+    `make_store` makes one of so many bytes.
     """
 
-    def __init__(self, config: ModelConfig, weights: WeightStore, ops: Ops, placement: Placement, plan: Plan) -> None:
+    def __init__(
+        self,
+        config: ModelConfig,
+        weights: WeightStore,
+        ops: Ops,
+        placement: Placement,
+        plan: Plan,
+        make_store: Callable[[int], Store] = ArenaStore,
+    ) -> None:
         self.ops = ops
         self._config = config
         self._weights = weights
         self._placement = placement
         self._chunks = plan.load_chunks
         held = placement.weight_bytes + placement.ring_bytes + placement.transfer_bytes
-        self._arena = Arena(held, purpose="the device")
-        self._source = weights.arena.view(0, torch.uint8, (weights.nbytes,)).data_ptr()
-        self._target = self._arena.view(0, torch.uint8, (held,)).data_ptr()
+        self._store = make_store(held)
+        self._source = weights.arena.view(0, torch.uint8, (weights.nbytes,))
         self._end = 0
         resident = weights.resident_slab
-        self.resident = resident.layout.view(self._arena, self._hold(resident.begin, resident.layout.nbytes))
+        self.resident = resident.layout.view(self._store, self._hold(resident.begin, resident.layout.nbytes))
         layers = range(len(config.layers))
         self._streamed = [layer for layer in layers if layer not in placement.layers]
         self._ring = Ring(self._streamed, max(1, placement.ring_layers))
@@ -56,9 +63,9 @@ class SeparateMemory:
         ring_begin = self._place_layers()
         self._transfers_begin = ring_begin + placement.ring_bytes
         self._scratch = ScratchCache(config, ops, plan.step_tokens)
-        self._scratch.place(self._arena, self._transfers_begin)
+        self._scratch.place(self._store, self._transfers_begin)
         self._free = self._transfers_begin + self._scratch.nbytes
-        self._places: dict[Place, torch.Tensor] = {}
+        self._places: dict[Place, tuple[int, int]] = {}  # begin and room
         self._host_places: dict[Place, torch.Tensor] = {}
 
     # --- weights ------------------------------------------------------------------------------------------------------
@@ -117,23 +124,25 @@ class SeparateMemory:
     # --- transfers ----------------------------------------------------------------------------------------------------
     def to_device(self, tensor: torch.Tensor, place: Place) -> torch.Tensor:
         """Raises CapacityError when the room for transfers is too small: the step has more rows than were planned."""
-        copy = self._places.get(place)
-        if copy is None or copy.nbytes < tensor.nbytes:
+        begin, room = self._places.get(place, (0, -1))
+        if room < tensor.nbytes:
             begin, self._free = self._free, align(self._free + tensor.nbytes, ENTRY_ALIGNMENT)
-            if self._free > self._arena.nbytes:
+            if self._free > self._store.nbytes:
                 raise CapacityError(
                     f"The device has {self._placement.transfer_bytes} bytes for what comes from the host, but "
                     f"{place.name} of part {place.part} makes it {self._free - self._transfers_begin}. Lower "
                     "max_num_batched_tokens."
                 )
-            copy = self._places[place] = self._arena.view(begin, torch.uint8, (tensor.nbytes,))
-        return _copied(tensor, copy)
+            self._places[place] = begin, tensor.nbytes
+        self._store.fill(begin, tensor)
+        return self._store.view(begin, tensor.dtype, tuple(tensor.shape))
 
     def to_host(self, tensor: torch.Tensor, place: Place) -> torch.Tensor:
-        copy = self._host_places.get(place)
-        if copy is None or copy.nbytes < tensor.nbytes:
-            copy = self._host_places[place] = torch.empty(tensor.nbytes, dtype=torch.uint8)
-        return _copied(tensor, copy)
+        buffer = self._host_places.get(place)
+        if buffer is None or buffer.nbytes < tensor.nbytes:
+            buffer = self._host_places[place] = self._store.host_buffer(tensor.nbytes)
+        self._store.fetch(tensor, buffer)
+        return buffer[: tensor.nbytes].view(tensor.dtype).view(tensor.shape)
 
     def attend_fresh(
         self,
@@ -159,10 +168,10 @@ class SeparateMemory:
         for layer, (front_begin, block_begin) in enumerate(zip(fronts, blocks, strict=True)):
             layout = self._weights.slab(layer).layout
             streamed = self._slot_offset(layer) if block_begin is None else 0
-            front_weights = layout.front.view(self._arena, streamed if front_begin is None else front_begin)
+            front_weights = layout.front.view(self._store, streamed if front_begin is None else front_begin)
             block_begin = streamed + layout.front.nbytes if block_begin is None else block_begin
             self._fronts.append(front_weights)
-            self._layers.append(_joined(front_weights, layout.block.view(self._arena, block_begin)))
+            self._layers.append(_joined(front_weights, layout.block.view(self._store, block_begin)))
         return ring_begin
 
     def _hold(self, source: int, nbytes: int) -> int:
@@ -177,7 +186,7 @@ class SeparateMemory:
         return slot - (self._weights.slab(layer).layout.front.nbytes if self._placement.fronts else 0)
 
     def _copy(self, source: int, target: int, nbytes: int) -> None:
-        ctypes.memmove(self._target + target, self._source + source, nbytes)
+        self._store.fill(target, self._source[source : source + nbytes])
 
     # --- what a step brings -------------------------------------------------------------------------------------------
     def _load_of(self, layer: int, tokens: int) -> LayerLoad:
@@ -221,12 +230,3 @@ def _joined(first: Weights, second: Weights) -> Weights:
 
 def _chosen(ids: torch.Tensor) -> set[int]:
     return set(ids.flatten().tolist())
-
-
-def _copied(source: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
-    """`source` in the first bytes of `target`, a row of uint8."""
-    assert source.is_contiguous() and target.nbytes >= source.nbytes
-    ctypes.memmove(target.data_ptr(), source.data_ptr(), source.nbytes)
-    if not source.nbytes:
-        return torch.empty_like(source)
-    return target[: source.nbytes].view(source.dtype).view(source.shape)
