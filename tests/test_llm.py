@@ -591,10 +591,10 @@ def test_call_arguments_that_mean_nothing_here_are_refused(make_llm: MakeLLM, ar
 def test_engine_counts_are_metrics(make_llm: MakeLLM) -> None:
     llm = make_llm()
     llm.generate("a", SHORT, use_tqdm=False)
-    fake(llm).totals.stage_seconds["attend"] = 2.0
+    fake(llm).totals.stage_seconds["attend decodes"] = 2.0
     metrics = {metric.name: metric.value for metric in llm.get_metrics()}
     assert metrics["moelens:steps"] == 3
-    assert metrics["moelens:attend_seconds"] == 2.0
+    assert metrics["moelens:attend_decodes_seconds"] == 2.0
     assert metrics["moelens:num_requests_running"] == metrics["moelens:num_requests_waiting"] == 0
     assert metrics["moelens:kv_cache_usage_perc"] == 0.25
 
