@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import contextlib
 import time
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import Protocol
 
 import torch
 
@@ -20,12 +21,25 @@ from moelens.ops.sampling import SampledToken, Sampler
 from moelens.pipeline.actions import Actions
 from moelens.pipeline.executor import Executor
 from moelens.pipeline.step import step_tasks
+from moelens.pipeline.task import Stage
 from moelens.pipeline.timeline import Timeline
 from moelens.plan import Plan
 from moelens.request import Request
 from moelens.schedule.batch import LogitRow
 from moelens.schedule.scheduler import Scheduler, Step
 from moelens.stopping import Stopping
+
+
+class ObserveStep(Protocol):
+    """Takes in a step that was run: its parts, seconds by stage, all its seconds, and the requests that it ended."""
+
+    def __call__(
+        self,
+        parts: Sequence[StepShape],
+        stage_seconds: Mapping[Stage, float],
+        seconds: float,
+        finished: Sequence[Request],
+    ) -> None: ...
 
 
 @dataclass(frozen=True)
@@ -94,6 +108,8 @@ class Engine:
         self.config = architecture.config
         self.plan = plan
         self.totals = EngineTotals()
+        self.on_step: ObserveStep | None = None
+        self.has_device = device is not None and not isinstance(device, SharedMemory)
         self.last_timeline = Timeline()  # of the last step
         self.recorded_timeline: Timeline | None = None  # of all steps since somebody asked for it
         self.max_model_len = stopping.max_model_len
@@ -160,6 +176,8 @@ class Engine:
             if self.recorded_timeline is not None:
                 self.recorded_timeline.spans += timeline.spans
             report = _report(step, finished, len(tokens), end - begin)
+            if self.on_step is not None:
+                self.on_step([batch.shape for batch in step.parts], timeline.stage_seconds(), end - begin, finished)
             self.totals.add(report, timeline, scheduled - begin + end - executed)
             yield report
 

@@ -14,6 +14,7 @@ from moelens.arguments import ABSENT_METHODS, check_fixed, dtype_name, refuse_ar
 from moelens.checkpoint.source import find_checkpoint, find_settings
 from moelens.defaults import recommended_fields
 from moelens.errors import ConfigError, UnsupportedCallError
+from moelens.forecasting import forecasting
 from moelens.metrics import engine_metrics
 from moelens.options import EngineOptions
 from moelens.outputs import Metric, RequestOutput
@@ -170,7 +171,9 @@ class LLM:
         """
         call = Call()
         self._submit(call, prompts, sampling_params, use_tqdm, tokenization_kwargs)
-        yield from self.session.results(call, GenerationBar(bar_factory(use_tqdm), call.submitted))
+        with forecasting(self.engine, self.session.workload(call), wanted=bool(use_tqdm)) as forecast:
+            bar = GenerationBar(bar_factory(use_tqdm), call.submitted, forecast=forecast)
+            yield from self.session.results(call, bar)
 
     def chat(
         self,
@@ -331,8 +334,10 @@ class LLM:
         return self.session.submit_all(call, rendered, len(texts), self._params(params), bar)
 
     def _finish(self, call: Call, use_tqdm: bool | BarFactory) -> list[RequestOutput]:
-        bar = GenerationBar(bar_factory(use_tqdm), call.unfinished + len(call.ready))
-        return sorted(self.session.results(call, bar), key=lambda output: output.prompt_index)
+        total = call.unfinished + len(call.ready)
+        with forecasting(self.engine, self.session.workload(call), wanted=bool(use_tqdm)) as forecast:
+            bar = GenerationBar(bar_factory(use_tqdm), total, forecast=forecast)
+            return sorted(self.session.results(call, bar), key=lambda output: output.prompt_index)
 
     def _params(self, params: Params | None) -> Params:
         return self.get_default_sampling_params() if params is None else params

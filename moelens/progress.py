@@ -33,14 +33,24 @@ class GenerationBar:
     The speeds count every step's tokens, so the bar lives from the first step on even when no prompt ends for an hour.
     """
 
-    def __init__(self, factory: BarFactory | None, total: int, clock: Callable[[], float] = time.monotonic) -> None:
+    def __init__(
+        self,
+        factory: BarFactory | None,
+        total: int,
+        clock: Callable[[], float] = time.monotonic,
+        forecast: Callable[[], str] = str,
+    ) -> None:
+        """`forecast` says what is expected of the rest, or nothing."""
         self._clock = clock
+        self._forecast = forecast
         self._begin = self._shown = clock()
         self._prompt_tokens = 0
         self._output_tokens = 0
         self._bar = None
         if factory is not None:
-            self._bar = factory(total=total, desc="Processed prompts", dynamic_ncols=True, postfix=_speeds(0.0, 0.0))
+            self._bar = factory(
+                total=total, desc="Processed prompts", dynamic_ncols=True, postfix=self._postfix(0.0, 0.0)
+            )
 
     def advance(self, finished: int, prompt_tokens: int, output_tokens: int) -> None:
         """Count one step."""
@@ -52,15 +62,18 @@ class GenerationBar:
         due = now - self._shown >= REFRESH_SECONDS
         if due or finished:
             seconds = max(now - self._begin, 1e-9)
-            self._bar.set_postfix_str(
-                _speeds(self._prompt_tokens / seconds, self._output_tokens / seconds), refresh=False
-            )
+            speeds = self._prompt_tokens / seconds, self._output_tokens / seconds
+            self._bar.set_postfix_str(self._postfix(*speeds), refresh=False)
         if finished:
             self._bar.update(finished)
         elif due:
             self._bar.refresh()
         if due:
             self._shown = now
+
+    def _postfix(self, prompt_tokens_per_second: float, output_tokens_per_second: float) -> str:
+        expected = self._forecast()
+        return _speeds(prompt_tokens_per_second, output_tokens_per_second) + (f", {expected}" if expected else "")
 
     def close(self) -> None:
         """Leave the bar as it stands."""

@@ -9,6 +9,7 @@ from collections import deque
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any, Protocol
 
+from moelens.cost.workload import Workload
 from moelens.errors import ValidationError
 from moelens.outputs import RequestOutput
 from moelens.progress import GenerationBar
@@ -158,6 +159,19 @@ class Session:
             self._jobs[request.request_id] = job  # first, so that after an interrupt no request is unknown
             self._engine.add(request)
         return request_id
+
+    def workload(self, call: Call) -> Workload | None:
+        """The lengths of the call's unfinished requests, each up to its limit; None when there are none."""
+        requests = [request for job in self._jobs_of(call) for request in job.requests if not request.finished]
+        if not requests:
+            return None
+        longest = self._engine.max_model_len
+        rooms = [max(1, longest - len(request.prompt_token_ids)) for request in requests]
+        limits = [min(room, r.params.max_tokens or room) for room, r in zip(rooms, requests, strict=True)]
+        return Workload([len(request.prompt_token_ids) for request in requests], limits)
+
+    def _jobs_of(self, call: Call) -> list[Job]:
+        return list(dict.fromkeys(job for job in self._jobs.values() if job.call is call))
 
     def results(self, call: Call, bar: GenerationBar) -> Iterator[RequestOutput]:
         """Each output of the call when it is complete; what is unfinished when the caller leaves is aborted."""

@@ -5,12 +5,18 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
+import torch
+
 from moelens.engine import EngineTotals
+from moelens.models.config import GQA, DenseFFN, LayerConfig, ModelConfig, Rope
 from moelens.outputs import Logprob
 from moelens.plan import Plan
 from moelens.request import Request, mix
 from moelens.stopping import Stopping
 from moelens.text.detokenize import Decoder
+
+LAYER = LayerConfig(GQA(2, 1, 2, 1.0, Rope((1.0,))), DenseFFN(4))
+CONFIG = ModelConfig("fake", 4, 300, (LAYER,), torch.bfloat16, max_context=64, tied_embeddings=False)
 
 NextToken = Callable[[Request], int]
 
@@ -49,6 +55,9 @@ class FakeEngine:
         self.constraint_seconds = 0.0
         self.totals = EngineTotals()
         self.plan = Plan(step_tokens=max_requests, max_requests=max_requests, kv_blocks=4)
+        self.config = CONFIG
+        self.has_device = False
+        self.on_step: Callable[..., None] | None = None
         self.waiting: list[Request] = []
         self.running: list[Request] = []
         self.seen: list[Request] = []

@@ -21,11 +21,11 @@ def measured_hardware(
     architecture: Architecture, ops: NativeOps, *, refresh: bool = False, folder: Path | None = None
 ) -> HardwareSpec:
     """This machine as it was measured on layers of this shape, measured now when it was not yet or on `refresh`."""
-    known = None if refresh else known_hardware(architecture.config, ops, folder=folder)
+    known = None if refresh else known_hardware(architecture.config, ops.threads, ops.isa, folder=folder)
     if known is not None:
         return known
     spec = probe(architecture, ops)
-    path = hardware_file(architecture.config, ops, folder=folder)
+    path = hardware_file(architecture.config, ops.threads, ops.isa, folder=folder)
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_name(f"{path.name}.{os.getpid()}")
     partial.write_text(json.dumps(to_json(spec), indent=1) + "\n", encoding="utf-8")
@@ -33,16 +33,16 @@ def measured_hardware(
     return spec
 
 
-def known_hardware(config: ModelConfig, ops: NativeOps, *, folder: Path | None = None) -> HardwareSpec | None:
+def known_hardware(config: ModelConfig, threads: int, isa: str, *, folder: Path | None = None) -> HardwareSpec | None:
     """This machine as it was measured before; None when it was not, or the file is damaged."""
-    path = hardware_file(config, ops, folder=folder)
+    path = hardware_file(config, threads, isa, folder=folder)
     try:
         return read_hardware(path) if path.exists() else None
     except ConfigError:
         return None  # it is measured again
 
 
-def hardware_file(config: ModelConfig, ops: NativeOps, *, folder: Path | None = None) -> Path:
+def hardware_file(config: ModelConfig, threads: int, isa: str, *, folder: Path | None = None) -> Path:
     """Where the measurements lie: below huggingface_hub's own cache, as what is downloaded does.
 
     The name tells processor, threads, instruction set, build of the kernels and shape of layer apart.
@@ -58,7 +58,7 @@ def hardware_file(config: ModelConfig, ops: NativeOps, *, folder: Path | None = 
     attention = (first.attention.query_heads, first.attention.kv_heads, first.attention.head_dim)
     shape = (config.hidden, config.vocab, str(config.dtype), attention, first.ffn, len(set(config.layers)))
     key = hashlib.sha256(repr((build.st_size, build.st_mtime_ns, shape)).encode()).hexdigest()[:12]
-    return folder / f"{name}-{ops.threads}-{ops.isa}-{key}.json"
+    return folder / f"{name}-{threads}-{isa}-{key}.json"
 
 
 def _read(path: str) -> str:

@@ -17,7 +17,7 @@ from moelens.cost.workload import StepShape, Workload
 from moelens.models.config import ModelConfig
 from moelens.pipeline.task import Resource
 from moelens.plan import Plan
-from moelens.planning.simulate import Moment, Prediction, StepClock, simulate
+from moelens.planning.simulate import Moment, Prediction, StepClock, check_fits, simulate
 
 SIMULATED_ROWS = 150_000  # decode rows and prompts of a job that is simulated: about a second
 SAMPLED = 512  # requests of a workload that averages are taken over
@@ -35,6 +35,7 @@ def predict(cost: CostModel, plan: Plan, workload: Workload, *, most_rows: int =
 
 def steady(cost: CostModel, plan: Plan, workload: Workload) -> Prediction:
     """A job as ramp-up, a steady state and a drain, each a number of equal passes."""
+    check_fits(plan, workload)
     flow = Flow.of(plan, workload)
     clock = StepClock(cost, plan)
     prediction = Prediction(sum(workload.prompt_tokens), sum(workload.output_tokens))

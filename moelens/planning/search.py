@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
@@ -150,10 +151,10 @@ def _sizes_of_steps(cost: CostModel, limits: Limits) -> Iterator[tuple[int, int]
 
 
 def _seconds(candidate: _Candidate, workload: Workload, most_rows: int) -> float:
-    longest = max(map(sum, zip(workload.prompt_tokens, workload.output_tokens, strict=True)))
-    if longest > candidate.plan.kv_tokens:
-        return float("inf")
-    return predict(candidate.cost, candidate.plan, workload, most_rows=most_rows).seconds
+    try:
+        return predict(candidate.cost, candidate.plan, workload, most_rows=most_rows).seconds
+    except CapacityError:
+        return math.inf
 
 
 def _layer_seconds(cost: CostModel, tokens: int) -> float:

@@ -21,6 +21,7 @@ from moelens.schedule.scheduler import Scheduler
 
 WAITING = 4096  # requests that the scheduler is shown at a time: more would change nothing but memory
 OF_LOGITS = (Stage.LOGITS, Stage.OFFLOAD_LOGITS, Stage.SAMPLE)
+MOST_CHUNKS = 8  # of a layer that are told apart: smaller ones change little and take long
 MOMENTS = 200  # points of a job's history that are kept
 
 
@@ -85,8 +86,9 @@ class StepClock:
     """Seconds of a step of any shape under a plan."""
 
     def __init__(self, cost: CostModel, plan: Plan) -> None:
-        self._cost = cost
-        self._plan = plan
+        chunks = min(plan.load_chunks, MOST_CHUNKS)
+        self._cost = replace(cost, load_chunks=chunks)
+        self._plan = replace(plan, load_chunks=chunks)
         self._has_device = cost.hardware.device is not None
         lanes = LANES if self._has_device else ONE_LANE
         self._machine = SimulatedMachine(lanes, cost.hardware.host.bytes_per_second)
@@ -97,6 +99,11 @@ class StepClock:
         streamed = [layer for layer, load in enumerate(self._loads) if load.streams]
         self._first = frozenset(streamed[: plan.ring_layers])
         self._carried: float | None = None  # seconds that the step before has left for its last loads
+
+    @property
+    def overlaps(self) -> bool:
+        """Whether tasks of a step run side by side."""
+        return self._has_device
 
     def times(self, parts: Sequence[StepShape]) -> tuple[StepTimes, dict[Stage, float]]:
         """The times of a step that follows the one asked for before, and its tasks' seconds alone by stage."""
@@ -157,9 +164,10 @@ def simulate(cost: CostModel, plan: Plan, workload: Workload) -> Prediction:
 
     Raises CapacityError when a request is longer than the cache.
     """
+    check_fits(plan, workload)
     clock = StepClock(cost, plan)
     scheduler = Scheduler(_without_sharing(plan), _Finish())
-    waiting = _requests(workload, plan)
+    waiting = _requests(workload)
     prediction = Prediction(sum(workload.prompt_tokens), sum(workload.output_tokens))
     history = _History()
     while True:
@@ -256,15 +264,20 @@ class _Finish:
         return True
 
 
-def _requests(workload: Workload, plan: Plan) -> Iterator[Request]:
+def check_fits(plan: Plan, workload: Workload) -> None:
+    """Raise CapacityError when a request is longer than the cache."""
+    longest = max(map(sum, zip(workload.prompt_tokens, workload.output_tokens, strict=True)))
+    if longest > plan.kv_tokens:
+        raise CapacityError(
+            f"A request of {longest} tokens does not fit in a key/value cache of {plan.kv_tokens}: give it more "
+            "memory, or shorten the requests."
+        )
+
+
+def _requests(workload: Workload) -> Iterator[Request]:
     prompts: dict[int, array[int]] = {}
     params: dict[int, SamplingParams] = {}
     for index, (prompt, output) in enumerate(zip(workload.prompt_tokens, workload.output_tokens, strict=True)):
-        if prompt + output > plan.kv_tokens:
-            raise CapacityError(
-                f"A request of {prompt} + {output} tokens does not fit in a key/value cache of {plan.kv_tokens}: give "
-                "it more memory, or shorten the requests."
-            )
         tokens = prompts.setdefault(prompt, array("i", bytes(4 * prompt)))
         yield Request(index, tokens, params.setdefault(output, SamplingParams(max_tokens=output)), seed=0)
 

@@ -90,11 +90,13 @@ ALLOWED: dict[str, set[str]] = {
     "arguments": RECORDS,
     "defaults": RECORDS | {"checkpoint"},
     "progress": set(),
+    "forecasting": RECORDS | {"cost", "ops", "planning", "planning.measured", "engine"},
     "results": RECORDS | {"text", "stopping"},
     "session": RECORDS | {"text", "progress", "results", "engine"},
     "metrics": RECORDS | {"engine"},
     "llm": RECORDS
     | {"checkpoint", "text", "arguments", "defaults", "progress", "session", "options", "assembly", "engine"}
+    | {"forecasting"}
     | {"metrics", "pipeline"},
     "jobs": RECORDS | {"llm", "session", "defaults", "metrics", "text", "checkpoint", "ops"},
     "": RECORDS | {"llm", "text", "jobs"},
