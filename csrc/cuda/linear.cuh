@@ -63,8 +63,8 @@ __global__ void __launch_bounds__(Shape::kThreads, Shape::kBlocksPerProcessor) l
         tile, args.source, [](int row) { return static_cast<int64_t>(row); },
         [&](int row, int panel, int column, const float (&first)[4], const float (&second)[4]) {
             const int at = panel * kPanelColumns + column;
-            if (at < args.columns) write_linear(args, row, at, first);
-            if (at + 16 < args.columns) write_linear(args, row, at + 16, second);
+            write_linear(args, row, at, first);
+            write_linear(args, row, at + 16, second);
         });
 }
 

@@ -117,8 +117,6 @@ GUARDS = (
     Mutant("product.cuh", "if (s < count) loader", "loader", "address"),
     Mutant("product.cuh", "if (panel >= tile.end_panel) return;", "", "results"),
     Mutant("product.cuh", "if (row >= tile.end_row) continue;", "", "results"),
-    Mutant("linear.cuh", "if (at < args.columns) write", "write", "results"),
-    Mutant("linear.cuh", "if (at + 16 < args.columns) write", "write", "results"),
     Mutant("linear.cuh", "args.columns % 4 == 0 && count == 4", "count == 4", "results"),
     Mutant("linear.cuh", "if (j < count) y[j]", "y[j]", "address"),
     Mutant("linear.cuh", "if (j < count) base[j]", "base[j]", "address"),
