@@ -45,6 +45,12 @@ __device__ __forceinline__ void load_fragments(uint32_t (&r)[4], const void* sha
                  : "memory");
 }
 
+// The vector at p, which must lie at a multiple of its size.
+template <class Vector, class T>
+__device__ __forceinline__ Vector* as_vector(T* p) {
+    return reinterpret_cast<Vector*>(p);
+}
+
 // Starts copying 16 bytes to shared memory, or zeros if not `valid`; `global` is not read then.
 __device__ __forceinline__ void copy_async(void* shared, const void* global, bool valid) {
     const auto address = static_cast<uint32_t>(__cvta_generic_to_shared(shared));

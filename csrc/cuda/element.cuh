@@ -31,20 +31,20 @@ __device__ __forceinline__ Bf16 narrow<Bf16>(float a) {
 
 // Four neighbouring elements at a multiple of four of them.
 __device__ __forceinline__ void load_four(const float* p, float (&a)[4]) {
-    const float4 four = *reinterpret_cast<const float4*>(p);
+    const float4 four = *as_vector<const float4>(p);
     a[0] = four.x, a[1] = four.y, a[2] = four.z, a[3] = four.w;
 }
 __device__ __forceinline__ void load_four(const Bf16* p, float (&a)[4]) {
-    const uint2 four = *reinterpret_cast<const uint2*>(p);
+    const uint2 four = *as_vector<const uint2>(p);
     a[0] = __uint_as_float(four.x << 16), a[1] = __uint_as_float(four.x & 0xffff0000u);
     a[2] = __uint_as_float(four.y << 16), a[3] = __uint_as_float(four.y & 0xffff0000u);
 }
 __device__ __forceinline__ void store_four(float* p, const float (&a)[4]) {
-    *reinterpret_cast<float4*>(p) = {a[0], a[1], a[2], a[3]};
+    *as_vector<float4>(p) = {a[0], a[1], a[2], a[3]};
 }
 __device__ __forceinline__ void store_four(Bf16* p, const float (&a)[4]) {
-    *reinterpret_cast<uint2*>(p) = {narrow_bits(a[0]) | static_cast<uint32_t>(narrow_bits(a[1])) << 16,
-                                    narrow_bits(a[2]) | static_cast<uint32_t>(narrow_bits(a[3])) << 16};
+    *as_vector<uint2>(p) = {narrow_bits(a[0]) | static_cast<uint32_t>(narrow_bits(a[1])) << 16,
+                            narrow_bits(a[2]) | static_cast<uint32_t>(narrow_bits(a[3])) << 16};
 }
 
 constexpr unsigned kAllLanes = 0xffffffffu;

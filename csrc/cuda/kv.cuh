@@ -60,7 +60,7 @@ __device__ __forceinline__ void for_kv(const KvRows& rows, const MoveKey& move_k
 }
 
 __device__ __forceinline__ void copy_pair(Bf16* to, const Bf16* from) {
-    *reinterpret_cast<uint32_t*>(to) = *reinterpret_cast<const uint32_t*>(from);
+    *as_vector<uint32_t>(to) = *as_vector<const uint32_t>(from);
 }
 
 __global__ void __launch_bounds__(kKvThreads) write_kv_kernel(KvRows rows) {

@@ -125,8 +125,8 @@ __device__ __forceinline__ void multiply_stage(const unsigned char* stage, Sums<
             load_fragments(a[i], stage + Loader::row_chunk(first_row + 16 * i + lane % 16, 2 * part + lane / 16));
         }
         const int step = 8 * part + pair;
-        const uint4 b0 = *reinterpret_cast<const uint4*>(panels + Loader::panel_chunk(panel, step, column_chunk));
-        const uint4 b1 = *reinterpret_cast<const uint4*>(panels + Loader::panel_chunk(panel, step + 4, column_chunk));
+        const uint4 b0 = *as_vector<const uint4>(panels + Loader::panel_chunk(panel, step, column_chunk));
+        const uint4 b1 = *as_vector<const uint4>(panels + Loader::panel_chunk(panel, step + 4, column_chunk));
 #pragma unroll
         for (int i = 0; i < Shape::kRowFragments; ++i) {
             multiply_fragments(sums[i][0], a[i], b0.x, b1.x);

@@ -23,6 +23,7 @@ enum Fault {
     kOtherCollective,
     kMisalignedCopy,
     kSharedOverrun,
+    kMisalignedVector,
     kMissingBarrier,
     kMissingWait,
     kLateWait,
@@ -34,6 +35,7 @@ __global__ void reverse_kernel(int fault, const float* in, float* out) {
     const int i = threadIdx.x;
     if (fault == kEndedThread && i == 5) return;
     if (fault == kSharedOverrun && i == 0) values[kThreads] = 1;
+    if (fault == kMisalignedVector) out[i] = moelens::as_vector<const float4>(in + 1)->x;
     if (i < kThreads / 4) copy_async(values + 4 * i + (fault == kMisalignedCopy), in + 4 * i, true);
     commit_copies();
     if (fault == kLateWait) {

@@ -21,6 +21,7 @@ FAULTS = {
     "other collective": r"lanes of a warp meet at different collectives: .*__syncwarp",
     "misaligned copy": r"cp.async: an address is not 16-byte aligned",
     "shared memory overrun": r"shared memory is written past its end",
+    "misaligned vector": r"a vector is not aligned to its size, thread \d+",
 }
 SILENT_FAULTS = ("missing barrier", "missing wait", "late wait")  # these show in results
 NUMBERS = {name: number for number, name in enumerate(("none", *FAULTS, *SILENT_FAULTS))}

@@ -145,6 +145,12 @@ inline void load_fragments(uint32_t (&r)[4], const void* shared, int line = __bu
     });
 }
 
+template <class Vector, class T>
+Vector* as_vector(T* p) {
+    if (reinterpret_cast<uintptr_t>(p) % sizeof(Vector) != 0) emulation::fail("a vector is not aligned to its size");
+    return reinterpret_cast<Vector*>(p);
+}
+
 inline void copy_async(void* shared, const void* global, bool valid) {
     if ((reinterpret_cast<uintptr_t>(shared) | reinterpret_cast<uintptr_t>(valid ? global : nullptr)) % 16 != 0) {
         emulation::fail("cp.async: an address is not 16-byte aligned");
