@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from moelens.bench import machine
 from moelens.bench.arguments import Options
+from moelens.bench.expectation import expect
 from moelens.bench.report import Hardware, Measurement
 from moelens.bench.workload import BenchRequest, make_requests
 from moelens.ops.native import choose_isa
@@ -35,7 +36,7 @@ def measure(options: Options, make_llm: Callable[..., LLM]) -> tuple[Measurement
     drawn = [path for path in (options.trace, options.timeline) if path is not None]
     if drawn:
         llm.start_timeline()
-    before = dataclasses.replace(engine.totals)
+    before = dataclasses.replace(engine.totals, stage_seconds=dict(engine.totals.stage_seconds))
     preempted, shared = engine.scheduler.preemptions, engine.scheduler.shared_tokens
     begin = time.perf_counter()
     outputs = _generate(llm, requests, options)
@@ -61,6 +62,11 @@ def measure(options: Options, make_llm: Callable[..., LLM]) -> tuple[Measurement
         weight_bytes=engine.weight_bytes,
         kv_cache_bytes=engine.kv_bytes,
         peak_rss_bytes=machine.peak_rss_bytes(),
+        expectation=expect(
+            engine,
+            [(len(output.prompt_token_ids), len(one.token_ids)) for output in outputs for one in output.outputs],
+            {stage: s - before.stage_seconds.get(stage, 0.0) for stage, s in after.stage_seconds.items()},
+        ),
     )
     hardware = Hardware(
         cpu=machine.cpu_name(),

@@ -5,7 +5,9 @@ from __future__ import annotations
 import dataclasses
 from dataclasses import dataclass
 
+from moelens.bench import expectation
 from moelens.bench.arguments import Options
+from moelens.bench.expectation import Expectation
 
 
 @dataclass(frozen=True)
@@ -34,6 +36,7 @@ class Measurement:
     weight_bytes: int
     kv_cache_bytes: int
     peak_rss_bytes: int
+    expectation: Expectation | None = None
 
     @property
     def tokens(self) -> int:
@@ -84,6 +87,7 @@ def to_text(m: Measurement, hardware: Hardware, versions: dict[str, str]) -> str
             f"Decode: {m.decode_tokens_per_second:.2f} tokens/s ({m.decode_tokens} in {m.decode_seconds:.2f} s)",
             f"Steps: {m.steps}, of whose time {100 * _rate(m.schedule_seconds, m.elapsed_seconds):.2f} % scheduling; "
             f"preemptions: {m.preemptions}; prompt tokens shared: {m.shared_tokens}",
+            expectation.to_text(m.expectation, m.tokens, m.elapsed_seconds),
             f"Peak RSS: {_size(m.peak_rss_bytes)} (weights {_size(m.weight_bytes)}, "
             f"cache {_size(m.kv_cache_bytes)} reserved)",
             f"Load: {m.load_seconds:.2f} s",
@@ -121,6 +125,9 @@ def to_json(
         "steps": m.steps,
         "preemptions": m.preemptions,
         "shared_tokens": m.shared_tokens,
+        "predicted_seconds": m.expectation and m.expectation.seconds,
+        "predicted_tokens_per_second": m.expectation and m.tokens / m.expectation.seconds,
+        "bottleneck": m.expectation and m.expectation.limit,
         "load_seconds": m.load_seconds,
         "weight_bytes": m.weight_bytes,
         "kv_cache_bytes": m.kv_cache_bytes,

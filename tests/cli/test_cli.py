@@ -20,7 +20,12 @@ NEEDED = ["-i", "in.jsonl", "-o", "out.jsonl", "--model", "m"]
 
 def test_help_lists_the_commands(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["--help"]) == 0
-    assert re.findall(r"^  ([\w-]+)  ", capsys.readouterr().out, re.MULTILINE) == ["run-batch", "doctor", "plan", "bench"]
+    assert re.findall(r"^  ([\w-]+)  ", capsys.readouterr().out, re.MULTILINE) == [
+        "run-batch",
+        "doctor",
+        "plan",
+        "bench",
+    ]
 
 
 def test_no_command_is_an_error(capsys: pytest.CaptureFixture[str]) -> None:

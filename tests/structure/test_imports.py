@@ -100,7 +100,7 @@ ALLOWED: dict[str, set[str]] = {
     | {"metrics", "pipeline"},
     "jobs": RECORDS | {"llm", "session", "defaults", "metrics", "text", "checkpoint", "ops"},
     "": RECORDS | {"llm", "text", "jobs"},
-    "bench": RECORDS | {"", "llm", "ops", "arguments"},
+    "bench": RECORDS | {"", "llm", "ops", "arguments"} | {"cost", "engine", "planning", "planning.measured"},
     "doctor": RECORDS | {"ops", "memory", "bench"},
     "cli": RECORDS | {"", "bench", "jobs", "arguments", "doctor", "planning", "planning.advice"},
     "__main__": {"cli"},
