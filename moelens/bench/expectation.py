@@ -51,10 +51,9 @@ def to_text(expectation: Expectation | None, tokens: int, elapsed_seconds: float
     """A line or two of a report."""
     if expectation is None:
         return "Predicted: nothing, as this machine was not measured yet (python -m moelens plan measures it)"
-    ratio = elapsed_seconds / expectation.seconds
     text = (
         f"Predicted: {tokens / expectation.seconds:.2f} total tokens/s, measured {tokens / elapsed_seconds:.2f}, "
-        f"ratio {1 / ratio:.3f}; the limit is {expectation.limit}"
+        f"ratio {elapsed_seconds / expectation.seconds:.3f}; the limit is {expectation.limit}"
     )
     if abs(expectation.seconds - elapsed_seconds) <= WARN * elapsed_seconds:
         return text
