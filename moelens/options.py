@@ -63,14 +63,24 @@ class EngineOptions:
             raise ConfigError(
                 f"hf_overrides must be a dict of entries of config.json, got {type(self.hf_overrides).__name__}."
             )
-        if self.shared_weights_dir is not None and self.load_format == "dummy":
-            raise ConfigError("shared_weights_dir is for a checkpoint's weights, and load_format='dummy' has none.")
+        self._check_sharing()
         if self.plan is not None and (given := self._fixed_by_plan()):
             raise ConfigError(f"{', '.join(given)} can't be given together with plan, which fixes it: leave one out.")
         if self.max_num_batched_tokens is not None and self.max_num_batched_tokens < (self.max_num_seqs or 1):
             raise ConfigError(
                 f"max_num_batched_tokens ({self.max_num_batched_tokens}) must be greater than or equal to max_num_seqs "
                 f"({self.max_num_seqs}): every request of a step takes a row."
+            )
+
+    def _check_sharing(self) -> None:
+        if self.shared_weights_dir is None:
+            return
+        if self.load_format == "dummy":
+            raise ConfigError("shared_weights_dir is for a checkpoint's weights, and load_format='dummy' has none.")
+        if isinstance(parse_device(self.device), CudaDevice):
+            raise ConfigError(
+                f"shared_weights_dir with device={self.device!r} is not supported: a GPU copies from pinned memory, "
+                "and pinning would give each process pages of its own. Leave one of them out."
             )
 
     def _fixed_by_plan(self) -> list[str]:

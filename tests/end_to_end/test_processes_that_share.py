@@ -52,3 +52,8 @@ def test_tokens_are_those_of_private_weights(folder: Path, tmp_path: Path) -> No
 def test_random_weights_are_not_shared(folder: Path, tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="shared_weights_dir is for a checkpoint's weights"):
         LLM(folder, load_format="dummy", shared_weights_dir=tmp_path)
+
+
+def test_a_gpu_has_pinned_weights_of_its_own(folder: Path, tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=r"shared_weights_dir with device='cuda:1' is not supported: .*pinn"):
+        LLM(folder, device="cuda:1", shared_weights_dir=tmp_path)
