@@ -109,7 +109,7 @@ class StepClock:
         """The times of a step that follows the one asked for before, and its tasks' seconds alone by stage."""
         needs: dict[tuple[Stage, int, int, int], Need] = {}
         stages = dict.fromkeys(Stage, 0.0)
-        carried = self._carried
+        carried = before = self._carried
 
         def need(task: Task) -> Need:
             nonlocal carried
@@ -121,6 +121,9 @@ class StepClock:
             return known
 
         times = self._machine.run(self._tasks(parts), need)
+        if before:  # the step before has counted it
+            busy = {**times.busy_seconds, Resource.TO_DEVICE: times.busy_seconds[Resource.TO_DEVICE] - before}
+            times = replace(times, busy_seconds=busy)
         self._carried = times.carried_seconds if self._has_device else None
         return times, stages
 

@@ -85,7 +85,7 @@ def test_the_link_does_not_pause_where_it_is_the_limit() -> None:
     """A device nearly as busy as the link: a link that pauses for uploads would cost 40 %."""
     device = Processor("device", 1.4e11, 1e13, 1e10)
     spec = dataclasses.replace(BOTH, device=device, host=dataclasses.replace(HOST, bytes_per_second=1e13))
-    cost = CostModel(dataclasses.replace(CONFIG, layers=(LAYER,) * 12), spec, load_chunks=8)
+    cost = CostModel(dataclasses.replace(CONFIG, layers=(LAYER,) * 32), spec, load_chunks=8)
     parts = [StepShape(10, 400, 110, 3000, 20)] * 2
     clock = StepClock(cost, dataclasses.replace(PLAN, parts=2, load_chunks=8))
     clock.times(parts)
