@@ -92,7 +92,7 @@ def test_the_link_does_not_pause_where_it_is_the_limit() -> None:
     times, _ = clock.times(parts)
     busy = times.busy_seconds
     assert 0.5 < busy[Resource.DEVICE] / busy[Resource.TO_DEVICE] < 1
-    assert times.seconds < 1.1 * busy[Resource.TO_DEVICE]
+    assert times.seconds < 1.2 * busy[Resource.TO_DEVICE]
 
 
 @settings(max_examples=25, deadline=None)
