@@ -62,8 +62,11 @@ void run_split_qkv() {
 
 void run_linear(int64_t rows, int64_t columns, int64_t inner) {
     Memory<uint16_t> x(rows * inner, kOne), weight((columns + 31) / 32 * 32 * inner, kSmall);
-    Memory<float> out(rows * columns);
-    linear({Element::kFloat32, rows, inner, columns, inner, x.data, weight.data, nullptr, nullptr, out.data, 1.0f}, 0);
+    Memory<uint16_t> bias(columns, kOne);
+    Memory<float> residual(rows * columns, 1.0f), out(rows * columns);
+    linear(
+        {Element::kFloat32, rows, inner, columns, inner, x.data, weight.data, bias.data, residual.data, out.data, 1.0f},
+        0);
 }
 
 void run_experts(int64_t tokens, int64_t count) {

@@ -80,6 +80,7 @@ WAITS = (
     Mutant("product.cuh", "commit_copies();", ";", "results", 1),
 )
 
+# Without conditions that only save work, as of a load of nothing but zeros.
 GUARDS = (
     Mutant("norm.cuh", "if (row >= args.rows) return;", "", "results"),
     Mutant("route.cuh", "if (row >= args.rows) return;", "", "results"),
@@ -113,8 +114,6 @@ GUARDS = (
     Mutant("product.cuh", "global_panel < tile_.end_panel && ", "", "address"),
     Mutant("product.cuh", " && global_step < tile_.steps", "", "address"),
     Mutant("product.cuh", "if (row >= Shape::kRows) break;", "", "thread"),
-    Mutant("product.cuh", "if (next < count) loader", "loader", "address"),
-    Mutant("product.cuh", "if (s < count) loader", "loader", "address"),
     Mutant("product.cuh", "if (panel >= tile.end_panel) return;", "", "results"),
     Mutant("product.cuh", "if (row >= tile.end_row) continue;", "", "results"),
     Mutant("linear.cuh", "args.columns % 4 == 0 && count == 4", "count == 4", "results"),
@@ -124,7 +123,6 @@ GUARDS = (
     Mutant("experts.cuh", "e < sorted.experts && ", "", "address"),
     Mutant("experts.cuh", "if (at.expert == args.sorted.experts) return;", "", "address"),
     Mutant("experts.cuh", "if (at.expert == args.sorted.experts) return;", "", "address", 1),
-    Mutant("experts.cuh", "if (expert == sorted.experts) return {expert, 0, 0};", "", "address"),
     Mutant(
         "experts.cuh",
         "i < args.columns; i += kCombineThreads",
