@@ -140,6 +140,9 @@ class _Demand:
         self._layers = range(len(config.layers))
         one = StepShape(decode_tokens=1, logit_rows=1)
         products = self._total(lambda layer: _products(config, layer, one, routing)).flops
+        unfinished = 1 - generated_share(prompt, output)  # rows that the last layer is not finished for
+        last = stage_work(Stage.AFTER_ATTENTION, config, len(config.layers) - 1, one, routing)
+        products -= last.flops * unfinished
         head = stage_work(Stage.LOGITS, config, 0, one).flops * generated_share(prompt, output)
         computed = 1 - 1 / (prompt + output)  # the last token of a request is not
         self.flops = products * computed + head
@@ -156,7 +159,7 @@ class _Demand:
         layers = range(len(self._config.layers))
         if self._hardware.device is not None:
             return float(sum(layer_weight_bytes(self._config, layer) for layer in layers))
-        one = StepShape(decode_tokens=1)
+        one = StepShape(decode_tokens=1)  # which gives no logits
         return self._total(lambda layer: _products(self._config, layer, one, self._routing)).weight_bytes
 
     def limits(self, tokens: float) -> dict[str, float]:

@@ -134,6 +134,10 @@ class ProbeBench:
         in_tasks = sum(seconds.values())
         layers = len(self.architecture.config.layers)
         per_layer = {stage: s if stage in ONCE else s / layers for stage, s in seconds.items()}
+        if layers > 1:  # the last one is finished only for rows that give logits
+            spans = [span for span in timeline.spans if span.task.stage is Stage.AFTER_ATTENTION]
+            whole = sum(span.seconds for span in spans if span.task.layer < layers - 1)
+            per_layer[Stage.AFTER_ATTENTION] = whole / (layers - 1)
         return Sample(batch.shape, per_layer, (elapsed - in_tasks) / len(tasks))
 
     def step_seconds(self, task_seconds: float) -> tuple[float, float]:

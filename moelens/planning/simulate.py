@@ -94,7 +94,8 @@ class StepClock:
         self._machine = SimulatedMachine(lanes, cost.hardware.host.bytes_per_second)
         self._patterns: dict[tuple[tuple[bool, bool, bool, int], ...], list[Task]] = {}
         layers = cost.config.layers
-        self._kinds = [layers.index(layer) for layer in layers]  # of each layer: the first that is like it
+        # Of each layer, the first that is like it; the last is like none, as it is finished for fewer rows.
+        self._kinds = [*(layers.index(layer) for layer in layers[:-1]), len(layers) - 1]
         self._loads = cost.layer_loads()
         streamed = [layer for layer, load in enumerate(self._loads) if load.streams]
         self._first = frozenset(streamed[: plan.ring_layers])
