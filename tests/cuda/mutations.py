@@ -113,7 +113,7 @@ GUARDS = (
     Mutant("product.cuh", "rows_[i] != nullptr && depth", "depth", "address"),
     Mutant("product.cuh", "global_panel < tile_.end_panel && ", "", "address"),
     Mutant("product.cuh", " && global_step < tile_.steps", "", "address"),
-    Mutant("product.cuh", "if (row >= Shape::kRows) break;", "", "thread"),
+    Mutant("product.cuh", "if (row >= Shape::kRows) break;", "", "results"),
     Mutant("product.cuh", "if (panel >= tile.end_panel) return;", "", "results"),
     Mutant("product.cuh", "if (row >= tile.end_row) continue;", "", "results"),
     Mutant("linear.cuh", "args.columns % 4 == 0 && count == 4", "count == 4", "results"),
