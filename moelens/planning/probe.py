@@ -48,7 +48,7 @@ from moelens.schedule.prefix import BlockKeys
 from moelens.stopping import Stopping
 
 BLOCK_TOKENS = 32
-COLD_BYTES = 512 << 20  # of weights, so that no layer is still in a cache when its turn comes again
+COLD_BYTES = 768 << 20  # of weights, so that no layer is still in a cache when its turn comes again
 CACHE_BYTES = 2 << 30
 CACHE_TOKENS = 32768  # of context in all, most of which no cache of the processor holds
 DECODE_ROWS = (1, 2, 4, 8, 16, 32, 64, 128, 256)
