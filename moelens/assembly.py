@@ -17,6 +17,7 @@ from moelens.checkpoint.source import read_config, read_generation_config
 from moelens.devices import parse_device
 from moelens.engine import Engine
 from moelens.errors import CapacityError
+from moelens.forecasting import expect_steps
 from moelens.memory.activations import ActivationPool
 from moelens.memory.available import available_bytes
 from moelens.memory.kv_cache import kv_block_bytes
@@ -54,7 +55,9 @@ def build_engine(
     weights = _weights(options, folder, architecture, ops, show_progress)
     stopping = Stopping(tokenizer, _eos_token_ids(architecture, folder, tokenizer), max_model_len)
     side = open_device(device, architecture, weights, ops, plan, placement)
-    return Engine(architecture, weights, ops, side.machine, plan, stopping, side.memory)
+    engine = Engine(architecture, weights, ops, side.machine, plan, stopping, side.memory)
+    expect_steps(engine)
+    return engine
 
 
 def _plan(options: EngineOptions, architecture: Architecture, ops: NativeOps) -> tuple[Plan, int]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import time
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Protocol
 
@@ -71,6 +71,7 @@ class EngineTotals:
     decode_seconds: float = 0.0
     schedule_seconds: float = 0.0
     finished_requests: int = 0
+    expected_seconds: float | None = None  # by the performance model, where it knows the machine
     stage_seconds: dict[str, float] = field(default_factory=dict)
 
     def add(self, report: StepReport, timeline: Timeline, schedule_seconds: float) -> None:
@@ -109,6 +110,7 @@ class Engine:
         self.plan = plan
         self.totals = EngineTotals()
         self.on_step: ObserveStep | None = None
+        self.expect_seconds: Callable[[Sequence[StepShape]], float] | None = None  # of a step, by its parts
         self.has_device = device is not None and not isinstance(device, SharedMemory)
         self.last_timeline = Timeline()  # of the last step
         self.recorded_timeline: Timeline | None = None  # of all steps since somebody asked for it
@@ -176,8 +178,11 @@ class Engine:
             if self.recorded_timeline is not None:
                 self.recorded_timeline.spans += timeline.spans
             report = _report(step, finished, len(tokens), end - begin)
+            parts = [batch.shape for batch in step.parts]
+            if self.expect_seconds is not None:
+                self.totals.expected_seconds = (self.totals.expected_seconds or 0.0) + self.expect_seconds(parts)
             if self.on_step is not None:
-                self.on_step([batch.shape for batch in step.parts], timeline.stage_seconds(), end - begin, finished)
+                self.on_step(parts, timeline.stage_seconds(), end - begin, finished)
             self.totals.add(report, timeline, scheduled - begin + end - executed)
             yield report
 

@@ -6,6 +6,7 @@ import contextlib
 from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING
 
+from moelens.cost.hardware import HardwareSpec
 from moelens.cost.seconds import CostModel
 from moelens.cost.workload import Workload
 
@@ -32,15 +33,31 @@ def forecasting(engine: Engine, workload: Workload | None, *, wanted: bool) -> I
         engine.on_step = None
 
 
+def expect_steps(engine: Engine) -> None:
+    """Have the engine count what its steps are expected to take, if this machine was measured before."""
+    from moelens.planning.simulate import StepClock
+
+    hardware = _known_hardware(engine)
+    if hardware is not None:
+        engine.expect_seconds = StepClock(_cost_model(engine, hardware), engine.plan).seconds
+
+
 def make_forecast(engine: Engine, workload: Workload) -> Forecast:
     """Of the engine's machine as it was measured, or else of one that the first steps make known."""
-    from moelens.ops.native import choose_isa
     from moelens.planning.forecast import Forecast, unmeasured
+
+    known = _known_hardware(engine)
+    hardware = known or unmeasured(engine.plan.threads, has_device=engine.has_device)
+    return Forecast(_cost_model(engine, hardware), engine.plan, workload, is_measured=known is not None)
+
+
+def _known_hardware(engine: Engine) -> HardwareSpec | None:
+    """None with a device: only hosts have been measured so far."""
+    from moelens.ops.native import choose_isa
     from moelens.planning.measured import known_hardware
 
-    threads, known = engine.plan.threads, None
-    if not engine.has_device:
-        known = known_hardware(engine.config, threads, choose_isa(None))
-    hardware = known or unmeasured(threads, has_device=engine.has_device)
-    cost = CostModel(engine.config, hardware, load_chunks=engine.plan.load_chunks)
-    return Forecast(cost, engine.plan, workload, is_measured=known is not None)
+    return None if engine.has_device else known_hardware(engine.config, engine.plan.threads, choose_isa(None))
+
+
+def _cost_model(engine: Engine, hardware: HardwareSpec) -> CostModel:
+    return CostModel(engine.config, hardware, load_chunks=engine.plan.load_chunks)

@@ -37,6 +37,9 @@ def engine_metrics(engine: Engine) -> list[Metric]:
     ]
     for stage, seconds in totals.stage_seconds.items():
         metrics.append(_counter(f"{stage.replace(' ', '_')}_seconds", seconds, f"Seconds of the stage {stage!r}."))
+    if totals.expected_seconds is not None:
+        description = "Seconds that the steps are expected to take on this machine as it was measured."
+        metrics.append(_counter("expected_seconds", totals.expected_seconds, description))
     return metrics + _utilisation(totals)
 
 

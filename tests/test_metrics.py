@@ -31,6 +31,18 @@ def test_every_metric_is_named_once_and_explained() -> None:
     assert "moelens:attend_decodes_seconds" in names
 
 
+def test_what_was_expected_is_told_once_it_is_known() -> None:
+    engine = FakeEngine(None)
+    assert expected(engine) == []
+    engine.totals.expected_seconds = 2.5
+    assert expected(engine) == [2.5]
+
+
+def expected(engine: FakeEngine) -> list[float]:
+    metrics = engine_metrics(engine)  # type: ignore[arg-type]
+    return [metric.value for metric in metrics if metric.name == "moelens:expected_seconds"]
+
+
 def test_a_lanes_utilisation_is_its_share_of_the_steps() -> None:
     engine = FakeEngine(None)
     assert utilisation(engine) == {"device": 0.0, "host": 0.0, "to_device": 0.0, "to_host": 0.0}

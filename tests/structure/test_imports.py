@@ -74,6 +74,7 @@ ALLOWED: dict[str, set[str]] = {
     "offload": RECORDS | {"ops", "ops.interface", "models", "memory", "machine", "planning"},
     "assembly": RECORDS
     | {
+        "forecasting",
         "offload",
         "ops",
         "models",
