@@ -6,7 +6,7 @@ import json
 from pathlib import Path
 
 import pytest
-from test_outputs_that_parse import CONFIG
+from tiny_config import CONFIG
 
 from moelens import LLM, SamplingParams
 from moelens.planning.forecast import unmeasured

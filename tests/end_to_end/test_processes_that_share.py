@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import save_file
-from test_outputs_that_parse import CONFIG
+from tiny_config import CONFIG
 
 from moelens import LLM, ConfigError, SamplingParams
 from moelens.models.registry import build

@@ -14,26 +14,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import tiny_config
 from commands import Commands
 
 from moelens.jobs.journal import Journal
 
-CONFIG = {
-    "model_type": "mixtral",
-    "vocab_size": 268,
-    "hidden_size": 64,
-    "intermediate_size": 48,
-    "num_hidden_layers": 2,
-    "num_attention_heads": 4,
-    "num_key_value_heads": 2,
-    "num_local_experts": 4,
-    "num_experts_per_tok": 2,
-    "max_position_embeddings": 256,
-    "rope_theta": 10000.0,
-    "rms_norm_eps": 1e-5,
-    "torch_dtype": "float32",
-    "eos_token_id": 1,
-}
+CONFIG = {**tiny_config.CONFIG, "vocab_size": 268}
 FORM = {"type": "object", "properties": {"kind": {"enum": ["a", "bb"]}, "size": {"type": "integer"}}}
 SIZES = ["--load-format", "dummy", "--num-threads", "1", "--max-num-seqs", "4"]
 
