@@ -80,7 +80,7 @@ class StructuredOutputsParams:
             raise self._wrong(f"json must be a JSON Schema, as text or dict, got {type(self.json).__name__}.")
         if self.choice is not None:
             listed = isinstance(self.choice, list) and all(isinstance(text, str) for text in self.choice)
-            if not listed or not all(self.choice):
+            if not listed or not self.choice or not all(self.choice):
                 raise self._wrong(f"choice must be a list of texts that are not empty, got {self.choice!r}.")
         for name in ("json_object", "disable_any_whitespace", "disable_additional_properties"):
             if getattr(self, name) not in (None, True, False):

@@ -39,6 +39,7 @@ def test_one_kind_is_taken_as_fields_or_object(fields: dict[str, Any]) -> None:
         ({"regex": 3}, "regex must be a text, got int"),
         ({"json": 3}, "json must be a JSON Schema, as text or dict, got int"),
         ({"choice": "yes"}, "choice must be a list of texts that are not empty, got 'yes'"),
+        ({"choice": []}, "choice must be a list of texts that are not empty, got []"),
         ({"choice": ["yes", ""]}, "choice must be a list of texts"),
         ({"choice": ["yes", 1]}, "choice must be a list of texts"),
         ({"json_object": "yes"}, "json_object must be True or False, got 'yes'"),
