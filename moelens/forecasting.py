@@ -1,4 +1,4 @@
-"""Has an engine's steps watched while a call runs, so that its bar can say what the rest will take."""
+"""Holds an engine's steps against what the performance model expects, for the bar of a call and for metrics."""
 
 from __future__ import annotations
 
