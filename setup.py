@@ -106,12 +106,12 @@ def sources(folder: str, *suffixes: str) -> list[str]:
 
 def extensions() -> list[Extension]:
     """Every module that this machine can build."""
-    shared = ["csrc/cpu/checks.cpp", "csrc/cpu/tensor.cpp"]  # what bindings check arguments with
+    shared = sources("ops", ".cpp")  # what the bindings of every module check arguments with
     emulation = sources("cuda/emu", ".cpp")
     device = [path for path in sources("cuda", ".cu", ".cpp") if path not in emulation]
     if EMULATE:
         return [Extension("moelens._cuda_emu", sources=[*device, *emulation, *shared])]
-    modules = [Extension("moelens._cpu", sources=sources("cpu", ".cpp"))]
+    modules = [Extension("moelens._cpu", sources=[*sources("cpu", ".cpp"), *shared])]
     if find_toolkit():
         modules.append(Extension("moelens._cuda", sources=[*device, *shared]))
     return modules

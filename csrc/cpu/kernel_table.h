@@ -3,28 +3,16 @@
 
 #include <cstdint>
 
+#include "../ops/records.h"
 #include "scratch.h"
 #include "team.h"
 
 namespace moelens {
 
-enum class Element : uint8_t { kFloat32, kBFloat16 };
-
 // What every kernel that works in parallel gets: the team (locked) and memory to work in.
 struct Context {
     Team& team;
     Scratch& scratch;
-};
-
-// x [T, W] -> out [T, W]
-struct NormArgs {
-    Element x_element;  // element, or float32
-    Element element;    // of weight and out
-    int64_t rows, width;
-    const void* x;
-    const void* weight;
-    void* out;
-    float eps;
 };
 
 // table [V, H], token_ids [T] (all in [0, V)) -> out [T, H]
@@ -36,29 +24,6 @@ struct EmbedArgs {
     void* out;
 };
 
-// What a norm multiplies by: `width` elements, and the root mean square is taken over as many. Null: no norm.
-struct NormWeight {
-    const void* data;
-    int64_t width;
-};
-
-// joined [T, (Q + 2K) D], positions [T], inverse_frequencies [pairs] -> q [T, Q, D], k, v [T, K, D]: q and k
-// normalised, all held to [-limit, limit], then elements i and i + pairs of each head of q and k rotated.
-struct SplitQkvArgs {
-    Element joined_element;  // element, or float32
-    Element element;         // of the norms' weights, q, k and v
-    int64_t rows, query_heads, kv_heads, head_dim, pairs;
-    const void* joined;
-    const int32_t* positions;
-    const float* inverse_frequencies;
-    float magnitude;
-    NormWeight q_norm, k_norm;
-    float eps, limit;
-    void* q;
-    void* k;
-    void* v;
-};
-
 // x -> out, element by element; `parameter` is scale's factor.
 struct ElementwiseArgs {
     Element element;
@@ -66,18 +31,6 @@ struct ElementwiseArgs {
     const void* x;
     void* out;
     float parameter;
-};
-
-enum class Scoring : uint8_t { kSoftmax, kTopkSoftmax };
-
-// logits [T, E] -> ids [T, A], weights [T, A]; norm 0: the weights are left as they are.
-struct RouteArgs {
-    int64_t rows, experts, active;
-    Scoring scoring;
-    float norm;
-    const float* logits;
-    int32_t* ids;
-    float* weights;
 };
 
 // x [T, K], weight: packed [N, K] -> out [T, N] = residual + scale * (x Wᵀ + bias); bias and residual may be null.
@@ -100,8 +53,6 @@ struct MatrixSource {
     int64_t rows, columns;
     int64_t row_stride, column_stride;
 };
-
-enum class Activation : uint8_t { kSilu, kGelu, kGeluTanh };
 
 // x [T, H], ids [T, A] (all in [0, E)), scores [T, A], gate_up: packed [E, 2, I, H], down: packed [E, H, I] ->
 // out [T, H] = residual + scale * Σ_a scores[t, a] * down(act(gate x) ⊙ up x); residual may be null.

@@ -4,11 +4,10 @@
 #include <pybind11/pybind11.h>
 #include <pybind11/stl.h>
 
-#include <cmath>
 #include <optional>
 #include <string>
 
-#include "checks.h"
+#include "../ops/arguments.h"
 #include "launch.h"
 
 #ifdef MOELENS_CUDA_EMULATION
@@ -24,18 +23,17 @@ namespace moelens {
 
 namespace {
 
-constexpr std::initializer_list<DType> kFloating{DType::kFloat32, DType::kBFloat16};
 constexpr int64_t kPanelColumns = 32, kRowAlignment = 8;
 
-Element element_of(const TensorView& tensor) {
-    return tensor.dtype == DType::kBFloat16 ? Element::kBFloat16 : Element::kFloat32;
-}
-
 // Kernels read 16 bytes at a time.
-const TensorView& aligned(const Arguments& arguments, const char* name, const TensorView& tensor) {
-    if (reinterpret_cast<uintptr_t>(tensor.data) % 16 != 0) {
+void require_aligned(const Arguments& arguments, const char* name, const void* data) {
+    if (reinterpret_cast<uintptr_t>(data) % 16 != 0) {
         arguments.reject(std::string(name) + " must start at a multiple of 16 bytes; pass .clone()");
     }
+}
+
+const TensorView& aligned(const Arguments& arguments, const char* name, const TensorView& tensor) {
+    require_aligned(arguments, name, tensor.data);
     return tensor;
 }
 
@@ -52,18 +50,11 @@ void start(void (*op)(const Args&, Stream), const Args& args, Stream stream) {
 void normalise(const char* op, void (*kernel)(const NormArgs&, Stream), py::handle x, py::handle weight, double eps,
                py::handle out, Stream stream) {
     Arguments arguments(op);
-    const TensorView rows = arguments.tensor("x", x, {"T", "W"}, kFloating);
-    const TensorView factors = rows.dtype == DType::kFloat32 ? arguments.tensor("weight", weight, {"W"}, kFloating)
-                                                             : arguments.tensor("weight", weight, {"W"}, {rows.dtype});
-    const TensorView result = arguments.tensor("out", out, {"T", "W"}, {factors.dtype});
-    aligned(arguments, "x", rows);
-    aligned(arguments, "weight", factors);
-    require_positive(arguments, "x's width", arguments["W"]);
-    if (arguments["T"] == 0) return;
-    start(kernel,
-          NormArgs{element_of(rows), element_of(factors), arguments["T"], arguments["W"], rows.data, factors.data,
-                   result.data, static_cast<float>(eps)},
-          stream);
+    const NormArgs args = norm_args(arguments, x, weight, eps, out);
+    require_aligned(arguments, "x", args.x);
+    require_aligned(arguments, "weight", args.weight);
+    require_positive(arguments, "x's width", args.width);
+    if (args.rows > 0) start(kernel, args, stream);
 }
 
 void bind_rms_norm(py::handle x, py::handle weight, double eps, py::handle out, Stream stream) {
@@ -74,81 +65,26 @@ void bind_layer_norm(py::handle x, py::handle weight, double eps, py::handle out
     normalise("layer_norm", layer_norm, x, weight, eps, out, stream);
 }
 
-// The weights of a norm over one head or over all of them; None is no norm.
-NormWeight norm_weight(Arguments& arguments, const char* name, py::handle weight, int64_t heads, DType dtype) {
-    if (weight.is_none()) return {nullptr, 1};
-    const TensorView factors = arguments.tensor(name, weight, {name}, {dtype});
-    const int64_t width = factors.shape[0], head_dim = arguments["D"];
-    if (width != head_dim && width != heads * head_dim) {
-        arguments.reject(std::string(name) + " must have D = " + std::to_string(head_dim) + " elements or " +
-                         std::to_string(heads) + " times as many, found " + std::to_string(width));
-    }
-    return {factors.data, width};
-}
-
 void bind_split_qkv(py::handle joined, py::handle positions, py::handle inverse_frequencies, double magnitude,
                     py::handle q_norm, py::handle k_norm, double eps, std::optional<double> limit, py::handle q,
                     py::handle k, py::handle v, Stream stream) {
     Arguments arguments("split_qkv");
-    const TensorView rows = arguments.tensor("joined", joined, {"T", "(Q+2K)·D"}, kFloating);
-    const TensorView query = rows.dtype == DType::kFloat32 ? arguments.tensor("q", q, {"T", "Q", "D"}, kFloating)
-                                                           : arguments.tensor("q", q, {"T", "Q", "D"}, {rows.dtype});
-    const TensorView key = arguments.tensor("k", k, {"T", "K", "D"}, {query.dtype});
-    const TensorView value = arguments.like("v", v, key);
-    const int64_t width = (arguments["Q"] + 2 * arguments["K"]) * arguments["D"];
-    if (arguments["(Q+2K)·D"] != width) {
-        arguments.reject("joined must have (Q+2K)·D = " + std::to_string(width) + " columns, found " +
-                         std::to_string(arguments["(Q+2K)·D"]));
-    }
-    const TensorView places = arguments.tensor("positions", positions, {"T"}, {DType::kInt32});
-    const TensorView frequencies =
-        arguments.tensor("inverse_frequencies", inverse_frequencies, {"R/2"}, {DType::kFloat32});
-    if (2 * arguments["R/2"] > arguments["D"]) {
-        arguments.reject("inverse_frequencies must be at most D/2 = " + std::to_string(arguments["D"] / 2) +
-                         ", found " + std::to_string(arguments["R/2"]));
-    }
-    if (limit && !(*limit >= 0)) arguments.reject("limit must be at least 0, found " + std::to_string(*limit));
-    const NormWeight q_weight = norm_weight(arguments, "q_norm", q_norm, arguments["Q"], query.dtype);
-    const NormWeight k_weight = norm_weight(arguments, "k_norm", k_norm, arguments["K"], query.dtype);
-    if (rows.count() == 0) return;
-    start(split_qkv,
-          SplitQkvArgs{element_of(rows), element_of(query), arguments["T"], arguments["Q"], arguments["K"],
-                       arguments["D"], arguments["R/2"], rows.data, static_cast<const int32_t*>(places.data),
-                       static_cast<const float*>(frequencies.data), static_cast<float>(magnitude), q_weight, k_weight,
-                       static_cast<float>(eps), limit ? static_cast<float>(*limit) : INFINITY, query.data, key.data,
-                       value.data},
-          stream);
-}
-
-Scoring scoring_named(const Arguments& arguments, const std::string& name) {
-    if (name == "softmax") return Scoring::kSoftmax;
-    if (name == "topk_softmax") return Scoring::kTopkSoftmax;
-    arguments.reject("scoring must be softmax or topk_softmax, found " + name);
+    const SplitQkvArgs args = split_qkv_args(arguments, joined, positions, inverse_frequencies, magnitude, q_norm,
+                                             k_norm, eps, limit, q, k, v);
+    const int64_t width = (args.query_heads + 2 * args.kv_heads) * args.head_dim;
+    if (args.rows > 0 && width > 0) start(split_qkv, args, stream);
 }
 
 void bind_route(py::handle logits, const std::string& scoring, std::optional<double> norm, py::handle ids,
                 py::handle weights, Stream stream) {
     Arguments arguments("route");
-    const TensorView scores = arguments.tensor("logits", logits, {"T", "E"}, {DType::kFloat32});
-    const TensorView chosen = arguments.tensor("ids", ids, {"T", "A"}, {DType::kInt32});
-    const TensorView result = arguments.tensor("weights", weights, {"T", "A"}, {DType::kFloat32});
-    const int64_t experts = arguments["E"], active = arguments["A"];
-    if (active < 1 || active > experts) {
-        arguments.reject("active must be from 1 to the number of experts, " + std::to_string(experts) + ", found " +
-                         std::to_string(active));
-    }
-    if (experts > kMaxExperts || active > kMaxActive) {
+    const RouteArgs args = route_args(arguments, logits, scoring, norm, ids, weights);
+    if (args.experts > kMaxExperts || args.active > kMaxActive) {
         arguments.reject("at most " + std::to_string(kMaxExperts) + " experts of which " + std::to_string(kMaxActive) +
-                         " are active can be routed to, found " + std::to_string(experts) + " and " +
-                         std::to_string(active));
+                         " are active can be routed to, found " + std::to_string(args.experts) + " and " +
+                         std::to_string(args.active));
     }
-    if (norm && !(*norm > 0)) arguments.reject("norm must be above 0 or None, found " + std::to_string(*norm));
-    if (arguments["T"] == 0) return;
-    start(route,
-          RouteArgs{arguments["T"], experts, active, scoring_named(arguments, scoring),
-                    static_cast<float>(norm.value_or(0)), static_cast<const float*>(scores.data),
-                    static_cast<int32_t*>(chosen.data), static_cast<float*>(result.data)},
-          stream);
+    if (args.rows > 0) start(route, args, stream);
 }
 
 // x [T, columns rounded up to a multiple of 8], the rest of each row finite.
@@ -177,13 +113,6 @@ void bind_linear(py::handle x, py::handle weight, int64_t rows, int64_t columns,
           LinearArgs{element_of(result), arguments["T"], columns, rows, input.shape[1], input.data, panels.data,
                      added.data, base.data, result.data, static_cast<float>(scale)},
           stream);
-}
-
-Activation activation_named(const Arguments& arguments, const std::string& name) {
-    if (name == "silu") return Activation::kSilu;
-    if (name == "gelu") return Activation::kGelu;
-    if (name == "gelu_tanh") return Activation::kGeluTanh;
-    arguments.reject("activation must be silu, gelu or gelu_tanh, found " + name);
 }
 
 void bind_experts(py::handle x, py::handle gate_up, py::handle down, int64_t width, int64_t hidden, py::handle ids,

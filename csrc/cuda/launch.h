@@ -7,11 +7,9 @@
 #include <cstddef>
 #include <cstdint>
 
-namespace moelens {
+#include "../ops/records.h"
 
-enum class Element : uint8_t { kFloat32, kBFloat16 };
-enum class Scoring : uint8_t { kSoftmax, kTopkSoftmax };
-enum class Activation : uint8_t { kSilu, kGelu, kGeluTanh };
+namespace moelens {
 
 // A cudaStream_t as an integer.
 using Stream = uintptr_t;
@@ -19,53 +17,11 @@ using Stream = uintptr_t;
 // The number of CUDA devices, and CUDA's words for why there is none.
 int count_devices(const char** reason);
 
-// x [T, W] -> out [T, W]
-struct NormArgs {
-    Element x_element;  // element, or float32
-    Element element;    // of weight and out
-    int64_t rows, width;
-    const void* x;
-    const void* weight;
-    void* out;
-    float eps;
-};
 void rms_norm(const NormArgs& args, Stream stream);
 void layer_norm(const NormArgs& args, Stream stream);
-
-// What a norm multiplies by: `width` elements, and the root mean square is taken over as many. Null: no norm.
-struct NormWeight {
-    const void* data;
-    int64_t width;
-};
-
-// joined [T, (Q + 2K) D], positions [T], inverse_frequencies [pairs] -> q [T, Q, D], k, v [T, K, D]: q and k
-// normalised, all held to [-limit, limit], then elements i and i + pairs of each head of q and k turned.
-struct SplitQkvArgs {
-    Element joined_element;  // element, or float32
-    Element element;         // of the norms' weights, q, k and v
-    int64_t rows, query_heads, kv_heads, head_dim, pairs;
-    const void* joined;
-    const int32_t* positions;
-    const float* inverse_frequencies;
-    float magnitude;
-    NormWeight q_norm, k_norm;
-    float eps, limit;
-    void* q;
-    void* k;
-    void* v;
-};
 void split_qkv(const SplitQkvArgs& args, Stream stream);
 
-// logits [T, E] -> ids [T, A], weights [T, A]; norm 0: the weights are left as they are.
-constexpr int64_t kMaxExperts = 512, kMaxActive = 32;
-struct RouteArgs {
-    int64_t rows, experts, active;
-    Scoring scoring;
-    float norm;
-    const float* logits;
-    int32_t* ids;
-    float* weights;
-};
+constexpr int64_t kMaxExperts = 512, kMaxActive = 32;  // that route takes
 void route(const RouteArgs& args, Stream stream);
 
 // x [T, K] bfloat16, weight: panels [N/32][K/2][32][2] -> out [T, N] = residual + scale * (x Wᵀ + bias).

@@ -158,7 +158,8 @@ class Laboratory:
         self.root = folder
         folder.mkdir(exist_ok=True)
         self._ready = build(ROOT, ROOT / "build" / "emulated")
-        shutil.copytree(CUDA, folder / "csrc" / "cuda")
+        for part in ("cuda", "ops"):
+            shutil.copytree(ROOT / "csrc" / part, folder / "csrc" / part)
         for kind in ("results", "thread", "address"):
             (folder / kind).mkdir()
 
@@ -199,7 +200,8 @@ class Laboratory:
         folder = self.root / "results"
         own = [compile_changed(command, path, folder) for path in sorted((self.root / "csrc/cuda").glob("*.cu"))]
         name = f"ninja-{sysconfig.get_platform()}-{sys.implementation.cache_tag}-emulated"
-        others = (ROOT / "build" / name / "csrc").rglob("*.cpp.o")
+        sources = (path for part in ("cuda", "ops") for path in (ROOT / "csrc" / part).rglob("*.cpp"))
+        others = [ROOT / "build" / name / f"{path.relative_to(ROOT)}.o" for path in sources]
         module = folder / self._ready.name
         objects = [str(path) for path in [*own, *others]]
         subprocess.run([command[0], "-shared", *objects, "-o", str(module), "-pthread"], check=True)

@@ -6,7 +6,7 @@
 #include <stdexcept>
 #include <string>
 
-#include "checks.h"
+#include "../../ops/arguments.h"
 #include "isa.h"
 #include "kernel_table.h"
 
@@ -40,13 +40,6 @@ class Kernels {
 };
 
 using KernelsClass = pybind11::class_<Kernels>;
-
-inline Element element_of(const TensorView& tensor) {
-    return tensor.dtype == DType::kBFloat16 ? Element::kBFloat16 : Element::kFloat32;
-}
-
-// The dtypes that an activation may have, and the one that agrees with x.
-constexpr std::initializer_list<DType> kFloating{DType::kFloat32, DType::kBFloat16};
 
 // One function per family of ops adds its methods.
 void bind_rows(KernelsClass& kernels);

@@ -44,13 +44,6 @@ void sigmoid_scores(Kernels& self, py::handle x, py::handle weight, int64_t rows
     self.call(self.table().sigmoid, ElementwiseArgs{Element::kFloat32, arguments["T"], result.data, result.data, 0.0f});
 }
 
-Activation activation_named(const Arguments& arguments, const std::string& name) {
-    if (name == "silu") return Activation::kSilu;
-    if (name == "gelu") return Activation::kGelu;
-    if (name == "gelu_tanh") return Activation::kGeluTanh;
-    arguments.reject("activation must be silu, gelu or gelu_tanh, found " + name);
-}
-
 // The packed matrices [N, K] of all experts, of x's dtype.
 TensorView packed_experts(Arguments& arguments, const char* name, py::handle storage, int64_t panels, int64_t columns,
                           DType dtype) {

@@ -1,0 +1,28 @@
+// From Python's arguments to the records of records.h, checked; the bindings of both modules use these.
+#pragma once
+
+#include <pybind11/pybind11.h>
+
+#include <optional>
+#include <string>
+
+#include "checks.h"
+#include "records.h"
+
+namespace moelens {
+
+// The dtypes that an activation may have.
+constexpr std::initializer_list<DType> kFloating{DType::kFloat32, DType::kBFloat16};
+
+Element element_of(const TensorView& tensor);
+Activation activation_named(const Arguments& arguments, const std::string& name);
+
+NormArgs norm_args(Arguments& arguments, pybind11::handle x, pybind11::handle weight, double eps, pybind11::handle out);
+SplitQkvArgs split_qkv_args(Arguments& arguments, pybind11::handle joined, pybind11::handle positions,
+                            pybind11::handle inverse_frequencies, double magnitude, pybind11::handle q_norm,
+                            pybind11::handle k_norm, double eps, std::optional<double> limit, pybind11::handle q,
+                            pybind11::handle k, pybind11::handle v);
+RouteArgs route_args(Arguments& arguments, pybind11::handle logits, const std::string& scoring,
+                     std::optional<double> norm, pybind11::handle ids, pybind11::handle weights);
+
+}  // namespace moelens
