@@ -35,7 +35,7 @@ from moelens.machine.emulated import EmulatedMachine, ThrottledLink
 from moelens.machine.machine import Act, Done
 from moelens.memory.kv_cache import KVCache, kv_block_bytes
 from moelens.models.registry import build
-from moelens.offload import open_device, plan_device
+from moelens.offload import open_device, plan_device, price_steps
 from moelens.ops.native import NativeOps
 from moelens.pipeline.actions import Actions
 from moelens.pipeline.drawing import draw_timeline
@@ -44,10 +44,12 @@ from moelens.pipeline.step import step_tasks
 from moelens.pipeline.task import Resource, Task
 from moelens.pipeline.timeline import Timeline
 from moelens.plan import Plan
+from moelens.planning.device import MOST_PARTS
 from moelens.request import Request
 from moelens.sampling_params import SamplingParams
-from moelens.schedule.batch import Batch, Chunk, Running, make_batch, split_chunks
+from moelens.schedule.batch import Batch, Chunk, Running, make_batch
 from moelens.schedule.prefix import BlockKeys
+from moelens.schedule.split import split_step
 
 BLOCK_TOKENS = 32
 LINKS = (Resource.TO_DEVICE, Resource.TO_HOST)
@@ -105,7 +107,11 @@ class Stand:
         self.ops = NativeOps(1)
         tokens = options.decodes + options.prompts * options.prompt_tokens
         blocks = options.kv_bytes // kv_block_bytes(config, self.ops, BLOCK_TOKENS)
-        self.plan = Plan(tokens, tokens, blocks, options.parts, ring_layers=2, load_chunks=options.chunks)
+        self.plan = Plan(
+            *(tokens, tokens, blocks, options.parts or MOST_PARTS, options.parts is None),
+            ring_layers=2,
+            load_chunks=options.chunks,
+        )
         device = EmulatedDevice(1 << 40, 1e12)
         _, whole = plan_device(device, self.plan, self.architecture, self.ops, given=True)
         weights = random_weights(self.architecture, self.ops, seed=0, threads=2)
@@ -114,6 +120,9 @@ class Stand:
         self.device = EmulatedDevice(whole.device_bytes - streams, 1e12)  # all fronts and a ring of two layers
         _, placement = plan_device(self.device, self.plan, self.architecture, self.ops, given=True)
         self.memory = open_device(self.device, self.architecture, weights, self.ops, self.plan, placement).memory
+        pricing = price_steps(self.device, config, self.plan, placement)
+        assert pricing is not None
+        self.pricing = pricing
         self.cache = KVCache(config, self.ops, blocks=blocks, block_tokens=BLOCK_TOKENS)
         random = torch.randn(1 << 20).bfloat16()
         for layer in self.cache.layers:
@@ -128,7 +137,8 @@ class Stand:
         chunks = [self._chunk(random.integers(0, vocab, rows.context), rows.context - 1) for _ in range(rows.decodes)]
         chunks += [self._chunk(random.integers(0, vocab, rows.prompt_tokens), 0) for _ in range(rows.prompts)]
         self.tables.longest = max(rows.context, rows.prompt_tokens)
-        return [make_batch(part, self.tables, BLOCK_TOKENS) for part in split_chunks(chunks, self.plan.parts)]
+        groups = split_step(chunks, self.plan, self.pricing)
+        return [make_batch(part, self.tables, BLOCK_TOKENS) for part in groups]
 
     def _chunk(self, tokens: np.ndarray, cached: int) -> Chunk:
         request = Request(0, array("i", tokens.tolist()), SamplingParams(max_tokens=1), seed=0)
@@ -147,6 +157,7 @@ class Stand:
             with torch.inference_mode():
                 timeline = executor.run(tasks, actions)
             actions.release()
+            self.pricing.observe(shapes, timeline.stage_seconds())
             found.append((time.perf_counter() - begin, timeline))
         return found[1:]
 
@@ -166,7 +177,8 @@ def balance(stand: Stand, rows: Rows, steps: int) -> tuple[Rows, float]:
 
 def measure(stand: Stand, rows: Rows, bandwidth: float, steps: int, timeline_path: Path | None) -> dict[str, object]:
     executor = Executor(EmulatedMachine(bandwidth, bandwidth))
-    overlapped = stand.run(executor, stand.batches(rows), steps)
+    parts = stand.batches(rows)
+    overlapped = stand.run(executor, parts, steps)
     seconds = statistics.median(seconds for seconds, _ in overlapped)
     busy = {r.value: statistics.median(t.busy_seconds(r) for _, t in overlapped) for r in Resource}
     serial = statistics.median(s for s, _ in stand.run(Executor(OneLane(bandwidth)), stand.batches(rows), 1))
@@ -183,6 +195,7 @@ def measure(stand: Stand, rows: Rows, bandwidth: float, steps: int, timeline_pat
         draw_timeline(overlapped[-1][1], timeline_path, title=title)
     return {
         "rows": vars(rows),
+        "parts": len(parts),
         "link GB/s": bandwidth / 1e9,
         "step s": seconds,
         "steps s": [s for s, _ in overlapped],
@@ -202,7 +215,7 @@ def main() -> None:
     parser.add_argument("--prompts", type=int, default=4)
     parser.add_argument("--prompt-tokens", type=int, default=128)
     parser.add_argument("--context", type=int, default=2048, help="where the search for the decodes' context begins")
-    parser.add_argument("--parts", type=int, default=2)
+    parser.add_argument("--parts", type=int, help="micro-batches (default: as many as moelens chooses)")
     parser.add_argument("--chunks", type=int, default=16)
     parser.add_argument("--steps", type=int, default=5)
     parser.add_argument("--kv-bytes", type=int, default=1_000_000_000)

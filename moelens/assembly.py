@@ -24,7 +24,7 @@ from moelens.memory.kv_cache import kv_block_bytes
 from moelens.memory.weights import WeightStore
 from moelens.models.architecture import Architecture
 from moelens.models.registry import build
-from moelens.offload import Budget, check_device, host_threads, open_device, plan_device
+from moelens.offload import Budget, check_device, host_threads, open_device, plan_device, price_steps
 from moelens.ops.native import NativeOps
 from moelens.options import EngineOptions
 from moelens.plan import Plan
@@ -55,7 +55,8 @@ def build_engine(
     weights = _weights(options, folder, architecture, ops, show_progress)
     stopping = Stopping(tokenizer, _eos_token_ids(architecture, folder, tokenizer), max_model_len)
     side = open_device(device, architecture, weights, ops, plan, placement)
-    engine = Engine(architecture, weights, ops, side.machine, plan, stopping, side.memory)
+    pricing = price_steps(device, architecture.config, plan, placement)
+    engine = Engine(architecture, weights, ops, side.machine, plan, stopping, side.memory, pricing)
     expect_steps(engine)
     return engine
 

@@ -27,6 +27,7 @@ from moelens.plan import Plan
 from moelens.request import Request
 from moelens.schedule.batch import LogitRow
 from moelens.schedule.scheduler import Scheduler, Step
+from moelens.schedule.split import Pricing
 from moelens.stopping import Stopping
 
 
@@ -104,8 +105,10 @@ class Engine:
         plan: Plan,
         stopping: Stopping,
         device: DeviceMemory | None = None,
+        pricing: Pricing | None = None,
     ) -> None:
-        """`ops` are the host's; `device` is None where host and device share one memory."""
+        """`ops` are the host's; `device` is None where host and device share one memory. `pricing` is of steps that
+        are cut into parts."""
         self.config = architecture.config
         self.plan = plan
         self.totals = EngineTotals()
@@ -126,7 +129,8 @@ class Engine:
             ops, vocab=self.config.vocab, eos_token_ids=stopping.eos_token_ids, threads=plan.threads
         )
         self._stopping = stopping
-        self._scheduler = Scheduler(plan, self._finish)
+        self._pricing = pricing
+        self._scheduler = Scheduler(plan, self._finish, pricing)
 
     @property
     def vocab(self) -> int:
@@ -181,6 +185,8 @@ class Engine:
             parts = [batch.shape for batch in step.parts]
             if self.expect_seconds is not None:
                 self.totals.expected_seconds = (self.totals.expected_seconds or 0.0) + self.expect_seconds(parts)
+            if self._pricing is not None:
+                self._pricing.observe(parts, timeline.stage_seconds())
             if self.on_step is not None:
                 self.on_step(parts, timeline.stage_seconds(), end - begin, finished)
             self.totals.add(report, timeline, scheduled - begin + end - executed)

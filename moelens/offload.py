@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 
+from moelens.cost.seconds import CostModel
 from moelens.devices import CpuDevice, CudaDevice, Device, EmulatedDevice
 from moelens.errors import ConfigError
 from moelens.machine.cpu import CpuMachine
@@ -25,8 +26,10 @@ from moelens.ops.cuda import CudaOps, load_kernels
 from moelens.ops.interface import Ops
 from moelens.ops.native import NativeOps, schedulable_cores
 from moelens.plan import Placement, Plan
-from moelens.planning.device import PARTS, DeviceSizes, fit, fixed, for_device
+from moelens.planning.device import MOST_PARTS, DeviceSizes, fit, fixed, for_device
+from moelens.planning.forecast import unmeasured
 from moelens.planning.placement import LayerBytes
+from moelens.planning.pricing import StepPricing
 
 
 @dataclass(frozen=True)
@@ -80,7 +83,7 @@ def plan_device(
         memory_bytes = device.memory_bytes
     else:
         memory_bytes = gpu_budget(*torch.cuda.mem_get_info(device.index), budget.utilization, budget.memory_bytes)
-    config, sizes = architecture.config, _sizes(architecture, ops, plan.parts if given else PARTS)
+    config, sizes = architecture.config, _sizes(architecture, ops, plan.parts if given else MOST_PARTS)
     if given:
         return plan, fixed(plan, config, sizes, memory_bytes)
     return fit(for_device(plan, sizes), config, sizes, memory_bytes)
@@ -105,6 +108,15 @@ def open_device(
         assert placement is not None
         return _open_gpu(device, config, weights, ops, plan, placement)
     return Side(CpuMachine(), SharedMemory(weights, ops, len(config.layers)))
+
+
+def price_steps(device: Device, config: ModelConfig, plan: Plan, placement: Placement | None) -> StepPricing | None:
+    """What steps take: first by guesses and the device's declared link, soon by what they are measured to take."""
+    if placement is None:
+        return None
+    link = device.link_bytes_per_second if isinstance(device, EmulatedDevice) else None
+    hardware = unmeasured(plan.threads, has_device=True, link_bytes_per_second=link)
+    return StepPricing(CostModel(config, hardware, load_chunks=plan.load_chunks, placement=placement))
 
 
 def _open_gpu(

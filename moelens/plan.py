@@ -39,16 +39,18 @@ class Placement:
 class Plan:
     """How a model is run on a machine.
 
-    `step_tokens` rows at most in a step, of at most `max_requests` requests, cut into `parts` micro-batches; the cache
-    holds `kv_blocks` blocks of `block_tokens` tokens, of which at most `retained_blocks` are kept when nobody holds
-    them, for prompts that begin alike (`share_prefixes`); `ring_layers` layers' weights lie on the device at once, each
-    arriving in `load_chunks` pieces; the host computes on `threads` threads.
+    `step_tokens` rows at most in a step, of at most `max_requests` requests, cut into `parts` micro-batches, or with
+    `choose_parts` into as many up to that as each step is expected to be fastest with; the cache holds `kv_blocks`
+    blocks of `block_tokens` tokens, of which at most `retained_blocks` are kept when nobody holds them, for prompts
+    that begin alike (`share_prefixes`); `ring_layers` layers' weights lie on the device at once, each arriving in
+    `load_chunks` pieces; the host computes on `threads` threads.
     """
 
     step_tokens: int
     max_requests: int
     kv_blocks: int
     parts: int = 1
+    choose_parts: bool = False
     block_tokens: int = 32
     share_prefixes: bool = True
     retained_blocks: int = 0

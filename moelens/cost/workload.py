@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import random
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import astuple, dataclass
 
 from moelens.errors import ConfigError
 
@@ -46,6 +46,41 @@ class StepShape:
     def hosted_tokens(self) -> int:
         """Rows that see cached keys, so that the host attends for them."""
         return self.decode_tokens + self.resumed_tokens
+
+    def cut(self, parts: int) -> list[StepShape]:
+        """As many shapes of about equal size, without those that have no rows."""
+        values = astuple(self)
+        even = [StepShape(*(value // parts + (index < value % parts) for value in values)) for index in range(parts)]
+        return [part for part in even if part.tokens]
+
+
+@dataclass(frozen=True)
+class RowSeconds:
+    """What rows of a step take on each lane, over all layers, by what tells them apart.
+
+    `device_row` and `host_row` are of any row, `device_pair` of a (row, key) pair of a prompt that begins, `host_key`
+    of a key that a decode sees, `host_pair` of a pair of a resumed prompt, `up_row` of a row that the host attends for,
+    `down_row` of any row on its way to the host.
+    """
+
+    device_row: float
+    device_pair: float
+    host_row: float
+    host_key: float
+    host_pair: float
+    up_row: float
+    down_row: float
+
+    def of(self, rows: int, cached: int) -> tuple[float, float, float, float]:
+        """Of so many rows of one request, behind so many cached keys: on device, host, and the link up and down."""
+        pairs = rows * cached + rows * (rows + 1) // 2
+        device, host, up = rows * self.device_row, rows * self.host_row, 0.0
+        if cached:
+            host += pairs * (self.host_key if rows == 1 else self.host_pair)
+            up = rows * self.up_row
+        else:
+            device += pairs * self.device_pair
+        return device, host, up, rows * self.down_row
 
 
 @dataclass(frozen=True)

@@ -11,7 +11,7 @@ from moelens.models.config import ModelConfig
 from moelens.plan import Placement, Plan
 from moelens.planning.placement import DeviceNeeds, LayerBytes, place
 
-PARTS = 2  # while the host attends for one, the device works for the other
+MOST_PARTS = 3  # of a step: while the host attends for one, the device works for another; a fourth gained nothing
 RING_LAYERS = 2
 CHUNK_BYTES = 100_000_000  # enough for a link's full rate, and little enough for activations to wait for
 LEAST_CHUNKS = 8  # of a layer: attended rows wait for one chunk, so that is what may be lost of a layer's time
@@ -35,7 +35,7 @@ def for_device(plan: Plan, sizes: DeviceSizes) -> Plan:
     """`plan` in parts, with weights that stream in chunks."""
     block = max(layer.block for layer in sizes.layers)
     chunks = max(LEAST_CHUNKS, -(-block // CHUNK_BYTES))
-    return replace(plan, parts=PARTS, ring_layers=RING_LAYERS, load_chunks=chunks)
+    return replace(plan, parts=MOST_PARTS, choose_parts=True, ring_layers=RING_LAYERS, load_chunks=chunks)
 
 
 def fit(plan: Plan, config: ModelConfig, sizes: DeviceSizes, memory_bytes: int) -> tuple[Plan, Placement]:

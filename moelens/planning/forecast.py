@@ -10,13 +10,13 @@ from moelens.cost.workload import StepShape, Workload
 from moelens.errors import CapacityError
 from moelens.pipeline.task import Stage
 from moelens.plan import Plan
+from moelens.planning.drift import Drift, blend
 from moelens.planning.predict import predict
 from moelens.planning.simulate import Prediction, StepClock
 from moelens.request import Request
 
 SIMULATED_ROWS = 10_000  # of a job: tens of milliseconds before it begins
 STEPS = 3  # from which on a machine that nobody measured is known well enough
-MEMORY = 0.8  # the weight of what was known before against the last step's; a change is followed in about five steps
 
 
 class Forecast:
@@ -35,7 +35,7 @@ class Forecast:
         self._rows = workload.total_tokens - workload.requests
         self._output_tokens = sum(workload.output_tokens)
         self._done: dict[Stage, float] = dict.fromkeys(Stage, 0.0)  # expected of the steps so far
-        self._recent: dict[Stage, tuple[float, float]] = {}  # expected and measured
+        self._drift = Drift()
         self._outside = self._whole = (0.0, 0.0)
         self._done_seconds = 0.0
         self._done_rows = 0
@@ -50,9 +50,7 @@ class Forecast:
     @property
     def scales(self) -> Mapping[Stage, float]:
         """By stage, what it takes over what was expected, lately."""
-        return {
-            stage: measured / expected for stage, (expected, measured) in self._recent.items() if expected and measured
-        }
+        return self._drift.scales
 
     def observe(
         self,
@@ -65,14 +63,12 @@ class Forecast:
         times, expected = self._clock.times(parts)
         whole = times.seconds + self._clock.outside_seconds(parts)
         self._done_seconds += whole
-        self._whole = _blend(self._whole, (whole, seconds))
+        self._whole = blend(self._whole, (whole, seconds))
         for stage, own in expected.items():
             self._done[stage] += own
-            if own:
-                before = self._recent.get(stage, (0.0, 0.0))
-                self._recent[stage] = _blend(before, (own, stage_seconds.get(stage, 0.0)))
+        self._drift.observe(expected, stage_seconds)
         outside = max(0.0, seconds - sum(stage_seconds.values()))
-        self._outside = _blend(self._outside, (self._clock.outside_seconds(parts), outside))
+        self._outside = blend(self._outside, (self._clock.outside_seconds(parts), outside))
         self._steps += 1
         self._seconds += seconds
         self._done_rows += sum(part.tokens for part in parts)
@@ -123,16 +119,14 @@ class Forecast:
         return max(0.0, min(1.0, 1.0 - unused / (left + self._asked - self._given)))
 
 
-def unmeasured(threads: int, *, has_device: bool) -> HardwareSpec:
-    """A machine of which nobody knows anything but the number of threads: a shape that measured steps put right."""
+def unmeasured(threads: int, *, has_device: bool, link_bytes_per_second: float | None = None) -> HardwareSpec:
+    """A machine of which nobody knows anything but the number of threads, and perhaps the link's speed: a shape that
+    measured steps put right."""
     host = Processor("processor", 1e11 * threads, 1e10 * min(4, threads), 1e10, 1e-5)
     if not has_device:
         return HardwareSpec("unmeasured", host)
-    return HardwareSpec("unmeasured", host, Processor("device", 1e13, 5e11, 1e10, 1e-5), 1e10, 1e10)
-
-
-def _blend(before: tuple[float, float], now: tuple[float, float]) -> tuple[float, float]:
-    return MEMORY * before[0] + now[0], MEMORY * before[1] + now[1]
+    link = link_bytes_per_second or 1e10
+    return HardwareSpec("unmeasured", host, Processor("device", 1e13, 5e11, 1e10, 1e-5), link, link)
 
 
 def _ratio(pair: tuple[float, float]) -> float:

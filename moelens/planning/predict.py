@@ -11,6 +11,7 @@ import dataclasses
 from collections.abc import Mapping, Sequence
 
 from moelens.cost.footprint import activation_bytes
+from moelens.cost.lanes import LaneCosts
 from moelens.cost.seconds import CostModel
 from moelens.cost.work import model_weight_bytes
 from moelens.cost.workload import StepShape, Workload
@@ -40,7 +41,7 @@ def steady(cost: CostModel, plan: Plan, workload: Workload) -> Prediction:
     clock = StepClock(cost, plan)
     prediction = Prediction(sum(workload.prompt_tokens), sum(workload.output_tokens))
     for passes, shape in flow.phases():
-        parts = _split(shape, plan.parts)
+        parts = shape.cut(_parts(cost, plan, shape)) or [shape]
         clock.times(parts)  # the pass before, whose last loads run on
         times, stages = clock.times(parts)
         outside = clock.outside_seconds(parts)
@@ -137,6 +138,10 @@ def memory_bytes(config: ModelConfig, plan: Plan, block_bytes: int | None = None
     }
 
 
+def _parts(cost: CostModel, plan: Plan, shape: StepShape) -> int:
+    return LaneCosts.of(cost).best_parts(shape, plan.parts) if plan.choose_parts else plan.parts
+
+
 def _held_blocks(prompt: int, output: int, block_tokens: int) -> float:
     """Σ_{j=0..g-1} ceil((p+j)/b), by whole blocks: a block more every b tokens."""
     first = -(-prompt // block_tokens)
@@ -152,9 +157,3 @@ def _reserve(plan: Plan, held: float, output: float) -> float:
     """Blocks that stay free as each running request may grow: one for each, as the scheduler keeps them."""
     running = min(plan.max_requests, plan.kv_blocks / (held / output + 1))
     return running
-
-
-def _split(shape: StepShape, parts: int) -> list[StepShape]:
-    values = dataclasses.astuple(shape)
-    cut = [StepShape(*(value // parts + (index < value % parts) for value in values)) for index in range(parts)]
-    return [part for part in cut if part.tokens] or [shape]

@@ -169,7 +169,7 @@ def _reasons(best: _Candidate, default: _Candidate, prediction: Prediction, gain
         yield f"the default, which none of {tried - 1} others beats by 2 %"
     else:
         yield f"{gain:.2f} times the default's speed, the best of {tried} plans"
-    yield f"steps of {plan.step_tokens} rows and {plan.max_requests} requests at most, in {plan.parts} parts"
+    yield f"steps of {plan.step_tokens} rows and {plan.max_requests} requests at most, in {_parts(plan)}"
     yield f"the cache holds {plan.kv_tokens} tokens of context"
     hardware: HardwareSpec = best.cost.hardware
     if hardware.device is not None:
@@ -178,3 +178,8 @@ def _reasons(best: _Candidate, default: _Candidate, prediction: Prediction, gain
         yield f"{len(best.placement.layers)} of {len(best.cost.config.layers)} layers stay on the device"
     if prediction.preemptions:
         yield f"{prediction.preemptions} requests are preempted, as the cache is short"
+
+
+def _parts(plan: Plan) -> str:
+    most = "at most " if plan.choose_parts else ""
+    return f"{most}{plan.parts} {'part' if plan.parts == 1 else 'parts'}"

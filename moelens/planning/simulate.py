@@ -7,6 +7,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 from moelens.cost.footprint import LOGIT_ROWS
+from moelens.cost.lanes import OF_LOGITS, first_of_kind
 from moelens.cost.seconds import CostModel
 from moelens.cost.workload import StepShape, Workload
 from moelens.errors import CapacityError
@@ -14,13 +15,13 @@ from moelens.machine.simulated import LANES, ONE_LANE, Need, SimulatedMachine, S
 from moelens.pipeline.step import step_tasks
 from moelens.pipeline.task import Resource, Stage, Task
 from moelens.plan import Plan
+from moelens.planning.pricing import StepPricing
 from moelens.request import Request
 from moelens.sampling_params import SamplingParams
 from moelens.schedule.batch import Chunk, shape_of
 from moelens.schedule.scheduler import Scheduler
 
 WAITING = 4096  # requests that the scheduler is shown at a time: more would change nothing but memory
-OF_LOGITS = (Stage.LOGITS, Stage.OFFLOAD_LOGITS, Stage.SAMPLE)
 MOST_CHUNKS = 8  # of a layer that are told apart: smaller ones change little and take long
 MOMENTS = 200  # points of a job's history that are kept
 
@@ -93,9 +94,7 @@ class StepClock:
         lanes = LANES if self._has_device else ONE_LANE
         self._machine = SimulatedMachine(lanes, cost.hardware.host.bytes_per_second)
         self._patterns: dict[tuple[tuple[bool, bool, bool, int], ...], list[Task]] = {}
-        layers = cost.config.layers
-        # Of each layer, the first that is like it; the last is like none, as it is finished for fewer rows.
-        self._kinds = [*(layers.index(layer) for layer in layers[:-1]), len(layers) - 1]
+        self._kinds = first_of_kind(cost.config)
         self._loads = cost.layer_loads()
         streamed = [layer for layer, load in enumerate(self._loads) if load.streams]
         self._first = frozenset(streamed[: plan.ring_layers])
@@ -170,7 +169,7 @@ def simulate(cost: CostModel, plan: Plan, workload: Workload) -> Prediction:
     """
     check_fits(plan, workload)
     clock = StepClock(cost, plan)
-    scheduler = Scheduler(_without_sharing(plan), _Finish())
+    scheduler = Scheduler(_without_sharing(plan), _Finish(), StepPricing(cost) if plan.parts > 1 else None)
     waiting = _requests(workload)
     prediction = Prediction(sum(workload.prompt_tokens), sum(workload.output_tokens))
     history = _History()

@@ -137,28 +137,6 @@ def select_rows(rows: AttentionRows, begin: int, end: int) -> AttentionRows:
     return AttentionRows(starts - starts[0], rows.cached[begin:end], rows.block_ids[begin:end])
 
 
-def split_chunks(chunks: Sequence[Chunk], parts: int) -> list[list[Chunk]]:
-    """At most `parts` non-empty groups, between which the device's work and the host's are each divided evenly.
-
-    The device's is counted in rows, the host's in pairs of a row and a cached key that it sees. A request's chunk stays
-    whole. Chunks go, the heaviest first, to the group whose fuller side stays emptiest; order is kept inside.
-    """
-    if parts == 1:
-        return [list(chunks)]
-    rows = [chunk.count for chunk in chunks]
-    pairs = [chunk.count * (chunk.running.cached + chunk.count) if chunk.running.cached else 0 for chunk in chunks]
-    all_rows, all_pairs = sum(rows), max(1, sum(pairs))
-    shares = [(row / all_rows, pair / all_pairs) for row, pair in zip(rows, pairs, strict=True)]
-    groups: list[list[int]] = [[] for _ in range(parts)]
-    loads = [(0.0, 0.0)] * parts
-    for index in sorted(range(len(chunks)), key=lambda i: (-max(shares[i]), i)):
-        grown = [(device + shares[index][0], host + shares[index][1]) for device, host in loads]
-        least = min(range(parts), key=lambda part: (max(grown[part]), sum(grown[part]), part))
-        groups[least].append(index)
-        loads[least] = grown[least]
-    return [[chunks[i] for i in sorted(group)] for group in groups if group]
-
-
 def shape_of(chunks: Sequence[Chunk]) -> StepShape:
     """The shape of the batch that `make_batch` would lay out, when nobody asks for log-probabilities of prompts."""
     decode_tokens = decode_context = prefill_tokens = prefill_pairs = logit_rows = resumed_tokens = resumed_pairs = 0

@@ -10,9 +10,10 @@ from typing import Protocol
 from moelens.errors import ValidationError
 from moelens.plan import Plan
 from moelens.request import Request
-from moelens.schedule.batch import Batch, Chunk, Running, make_batch, split_chunks
+from moelens.schedule.batch import Batch, Chunk, Running, make_batch
 from moelens.schedule.blocks import BlockPool, BlockTables
 from moelens.schedule.prefix import BlockKeys
+from moelens.schedule.split import NoPrices, Pricing, split_step
 
 LOOK_AHEAD = 64  # waiting requests that may be passed over in a step because another computes their prefix
 
@@ -44,8 +45,10 @@ class Scheduler:
     is just computing them, it waits and those behind it go first.
     """
 
-    def __init__(self, plan: Plan, finish: Finish) -> None:
+    def __init__(self, plan: Plan, finish: Finish, pricing: Pricing | None = None) -> None:
+        """`pricing` says what rows take where a step is cut into parts; None: nobody knows."""
         self._plan = plan
+        self._pricing = pricing or NoPrices()
         self._finish = finish
         self._pool = BlockPool(plan.kv_blocks, plan.retained_blocks)
         self._tables = BlockTables(self._pool, plan.max_requests, plan.block_tokens)
@@ -122,7 +125,7 @@ class Scheduler:
         if not chunks:
             assert not self._waiting, "a waiting request fits in an empty cache"
             return []
-        return split_chunks(chunks, self._plan.parts)
+        return split_step(chunks, self._plan, self._pricing)
 
     def commit(self, step: Step, tokens: Mapping[int, int]) -> list[Request]:
         """Take in a step's outcome, `tokens` by request id; frees and returns the requests that finished.

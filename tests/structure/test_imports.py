@@ -71,7 +71,7 @@ ALLOWED: dict[str, set[str]] = {
     "engine": RECORDS
     | {"ops", "ops.interface", "models", "memory", "machine", "schedule", "pipeline", "text", "stopping"},
     "options": RECORDS,
-    "offload": RECORDS | {"ops", "ops.interface", "models", "memory", "machine", "planning"},
+    "offload": RECORDS | {"cost", "ops", "ops.interface", "models", "memory", "machine", "planning"},
     "assembly": RECORDS
     | {
         "forecasting",
