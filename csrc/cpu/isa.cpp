@@ -14,9 +14,9 @@ namespace moelens {
 namespace {
 
 struct Features {
-    bool avx2 = false;    // with FMA and F16C
-    bool avx512 = false;  // F, BW, VL, DQ
-    bool avx512_bf16 = false;
+    bool avx2 = false;         // with FMA and F16C
+    bool avx512 = false;       // F, BW, VL, DQ
+    bool avx512_bf16 = false;  // and VNNI
 };
 
 #if defined(__x86_64__)
@@ -41,9 +41,10 @@ Features detect() {
     constexpr uint64_t kYmm = 0x6, kZmm = 0xe6;  // XMM and YMM; and the mask registers and both halves of ZMM
     if ((state & kYmm) != kYmm || !__get_cpuid_count(7, 0, &a, &b, &c, &d)) return found;
     found.avx2 = bit(b, 5) && fma && f16c;
+    const bool vnni = bit(c, 11);
     const bool avx512 = bit(b, 16) && bit(b, 17) && bit(b, 30) && bit(b, 31);
     found.avx512 = found.avx2 && avx512 && (state & kZmm) == kZmm;
-    if (found.avx512 && __get_cpuid_count(7, 1, &a, &b, &c, &d)) found.avx512_bf16 = bit(a, 5);
+    if (found.avx512 && __get_cpuid_count(7, 1, &a, &b, &c, &d)) found.avx512_bf16 = vnni && bit(a, 5);
     return found;
 }
 

@@ -137,17 +137,22 @@ struct KernelTable {
     void (*sigmoid)(const Context&, const ElementwiseArgs&);
     void (*route)(const Context&, const RouteArgs&);
     void (*linear)(const Context&, const LinearArgs&);
+    void (*linear_int8)(const Context&, const LinearArgs&);  // by a weight that pack_matrix_int8 packed
     void (*experts)(const Context&, const ExpertsArgs&);
+    void (*experts_int8)(const Context&, const ExpertsArgs&);
     void (*write_kv)(const Context&, const WriteKvArgs&);
     void (*attention)(const Context&, const AttentionArgs&);
     void (*mask_logits)(const Context&, const MaskArgs&);
     void (*sample)(const Context&, const SampleArgs&);
     void (*read_memory)(const Context&, const CeilingArgs&);
     void (*multiply_registers)(const Context&, const CeilingArgs&);
+    void (*multiply_quads)(const Context&, const CeilingArgs&);  // the same of 8-bit whole numbers
     // Fills whole panels: rows past source.rows in the last panel become zero. Runs on the calling thread.
     void (*pack_matrix)(Element, const MatrixSource&, void* storage);
+    void (*pack_matrix_int8)(Element, const MatrixSource&, void* storage);  // quantised (see quads.inl.h)
     // Gate and up of one expert: panels of 16 rows of gate beside the same 16 rows of up.
     void (*pack_gate_up)(Element, const MatrixSource& gate, const MatrixSource& up, void* storage);
+    void (*pack_gate_up_int8)(Element, const MatrixSource& gate, const MatrixSource& up, void* storage);
 };
 
 }  // namespace moelens

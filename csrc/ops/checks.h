@@ -26,6 +26,8 @@ class Arguments {
   public:
     explicit Arguments(const char* op) : op_(op) {}
 
+    const char* op() const { return op_; }
+
     void set(const char* letter, int64_t value);
     int64_t operator[](const char* letter) const;
 

@@ -13,6 +13,7 @@ struct Torch {
     PyObject* float32 = nullptr;
     PyObject* bfloat16 = nullptr;
     PyObject* int32 = nullptr;
+    PyObject* int8 = nullptr;
     PyObject* is_there = nullptr;  // is_cpu or is_cuda
     PyObject* dtype = nullptr;
     PyObject* shape = nullptr;
@@ -48,6 +49,7 @@ DType read_dtype(PyObject* tensor) {
     if (dtype.ptr() == torch.float32) return DType::kFloat32;
     if (dtype.ptr() == torch.bfloat16) return DType::kBFloat16;
     if (dtype.ptr() == torch.int32) return DType::kInt32;
+    if (dtype.ptr() == torch.int8) return DType::kInt8;
     return DType::kOther;
 }
 
@@ -59,6 +61,7 @@ void import_torch(Device device) {
     torch.float32 = module.attr("float32").cast<py::object>().release().ptr();
     torch.bfloat16 = module.attr("bfloat16").cast<py::object>().release().ptr();
     torch.int32 = module.attr("int32").cast<py::object>().release().ptr();
+    torch.int8 = module.attr("int8").cast<py::object>().release().ptr();
     const bool is_cpu = device == Device::kCpu;
     torch.is_there = name(is_cpu ? "is_cpu" : "is_cuda");
     torch.place = is_cpu ? "the CPU" : "a CUDA device";
@@ -118,6 +121,8 @@ std::string describe_dtype(DType dtype) {
             return "bfloat16";
         case DType::kInt32:
             return "int32";
+        case DType::kInt8:
+            return "int8";
         case DType::kOther:
             break;
     }

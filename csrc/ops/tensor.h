@@ -8,7 +8,7 @@
 
 namespace moelens {
 
-enum class DType : uint8_t { kFloat32, kBFloat16, kInt32, kOther };
+enum class DType : uint8_t { kFloat32, kBFloat16, kInt32, kInt8, kOther };
 
 constexpr int kMaxRank = 8;
 

@@ -7,6 +7,8 @@ E experts, A active experts, I expert width, V vocabulary, B tokens per block, N
 
 Every op is row-wise or attends over one request's rows, and a row's result is the same bits whatever rows share the
 call and however many threads compute it. Activations are bfloat16 or float32, contiguous; sums are taken in float32.
+Weights are of the activations' dtype or int8, with a scale for each row: then the rows of x are quantised likewise
+(`ops/quantized.py`), sums are whole numbers, and all after them is the same.
 A model that runs in bfloat16 keeps its residual stream in float32, since that halves the error of its logits.
 """
 
@@ -126,7 +128,7 @@ class Ops(Protocol):
 
     # --- storage: how weights and caches lie in memory for these ops -------------------------------------------------
     def matrix_shape(self, rows: int, columns: int, dtype: torch.dtype) -> tuple[int, ...]:
-        """Shape of the storage of a Matrix."""
+        """Shape of the storage of a Matrix that is kept in `dtype`: what it is packed from, or int8."""
 
     def gate_up_shape(self, width: int, columns: int, dtype: torch.dtype) -> tuple[int, ...]:
         """Shape of the storage of one expert's gate and up."""
@@ -135,7 +137,7 @@ class Ops(Protocol):
         """Shape of the storage of one expert's down."""
 
     def pack_matrix(self, source: torch.Tensor, storage: torch.Tensor, first_row: int = 0) -> None:
-        """Write rows [n, K] at row `first_row` (a multiple of 32) of a Matrix's storage.
+        """Write rows [n, K] at row `first_row` (a multiple of 32) of a Matrix's storage; into int8, each is quantised.
 
         Thread-safe on disjoint rows, like the other two.
         """

@@ -87,6 +87,8 @@ class NativeOps:
         panels = -(-rows // PANEL_COLUMNS)
         if dtype == torch.float32:
             return panels, columns, PANEL_COLUMNS
+        if dtype == torch.int8:
+            return panels, -(-columns // 4) + 1, PANEL_COLUMNS, 4  # the last line: the columns' scales
         return panels, -(-columns // 2), PANEL_COLUMNS, 2
 
     def gate_up_shape(self, width: int, columns: int, dtype: torch.dtype) -> tuple[int, ...]:

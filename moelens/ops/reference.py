@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import torch
 
+from moelens.ops import quantized
 from moelens.ops.interface import (
     Activation,
     AttentionRows,
@@ -19,7 +20,8 @@ from moelens.ops.interface import (
 
 
 class ReferenceOps:
-    """See `Ops` for each method; storage is the logical shape itself, keys and values are [N, K, B, D].
+    """See `Ops` for each method; storage is the logical shape itself (of int8 weights with `SCALE_BYTES` more columns),
+    keys and values are [N, K, B, D].
 
     With float64 activations everything is computed in float64 and nothing is rounded on the way, also where the
     interface says float32: that is what kernels are measured against. Torch's products may give other bits when the
@@ -28,23 +30,23 @@ class ReferenceOps:
 
     # --- storage ------------------------------------------------------------------------------------------------------
     def matrix_shape(self, rows: int, columns: int, dtype: torch.dtype) -> tuple[int, ...]:
-        return rows, columns
+        return rows, _stored_columns(columns, dtype)
 
     def gate_up_shape(self, width: int, columns: int, dtype: torch.dtype) -> tuple[int, ...]:
-        return 2, width, columns
+        return 2, width, _stored_columns(columns, dtype)
 
     def down_shape(self, rows: int, width: int, dtype: torch.dtype) -> tuple[int, ...]:
-        return rows, width
+        return rows, _stored_columns(width, dtype)
 
     def pack_matrix(self, source: torch.Tensor, storage: torch.Tensor, first_row: int = 0) -> None:
-        storage[first_row : first_row + source.shape[0]] = source
+        _store(source, storage[first_row : first_row + source.shape[0]])
 
     def pack_gate_up(self, gate: torch.Tensor, up: torch.Tensor, storage: torch.Tensor) -> None:
-        storage[0] = gate
-        storage[1] = up
+        _store(gate, storage[0])
+        _store(up, storage[1])
 
     def pack_down(self, source: torch.Tensor, storage: torch.Tensor) -> None:
-        storage.copy_(source)
+        _store(source, storage)
 
     def kv_shapes(
         self, blocks: int, kv_heads: int, head_dim: int, block_tokens: int, dtype: torch.dtype
@@ -196,8 +198,21 @@ def _widen(x: torch.Tensor) -> torch.Tensor:
     return x if x.dtype == torch.float64 else x.float()
 
 
+def _stored_columns(columns: int, dtype: torch.dtype) -> int:
+    return columns + quantized.SCALE_BYTES if dtype == torch.int8 else columns
+
+
+def _store(source: torch.Tensor, storage: torch.Tensor) -> None:
+    if storage.dtype == torch.int8:
+        quantized.store(source, storage)
+    else:
+        storage.copy_(source)
+
+
 def _product(x: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
     """x Wᵀ in x's dtype."""
+    if weight.dtype == torch.int8:
+        return quantized.product(x, weight)
     return x @ weight.to(x.dtype).T
 
 

@@ -14,7 +14,6 @@ namespace moelens {
 namespace {
 
 constexpr int64_t kTileKeys = 32;
-constexpr int64_t kPanelColumns = 32;
 
 struct Cache {
     TensorView keys, values;

@@ -41,6 +41,20 @@ class Kernels {
 
 using KernelsClass = pybind11::class_<Kernels>;
 
+// Columns of a panel of packed weights, and what is multiplied with int8 ones: sums of so many fit 32 bits.
+constexpr int64_t kPanelColumns = 32;
+constexpr int64_t kMostInt8Columns = 65536;
+
+// Packed panels of matrices with `columns` columns: […, panels, columns, 32] in float32, […, panels, ceil(columns/2),
+// 32, 2] in bfloat16, […, panels, ceil(columns/4) + 1, 32, 4] in int8, whose last line is the scales. Quantised weights
+// go with activations of either dtype, others with those of their own: which it is, the storage says.
+TensorView check_panels(Arguments& arguments, const char* name, pybind11::handle storage, Dim panels, int64_t columns,
+                        DType activations);
+TensorView check_expert_panels(Arguments& arguments, const char* name, pybind11::handle storage, int64_t panels,
+                               int64_t columns, DType activations);
+// Bytes of one panel.
+int64_t panel_bytes(DType storage, int64_t columns);
+
 // One function per family of ops adds its methods.
 void bind_rows(KernelsClass& kernels);
 void bind_products(KernelsClass& kernels);

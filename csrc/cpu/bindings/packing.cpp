@@ -7,8 +7,6 @@ namespace moelens {
 
 namespace {
 
-constexpr int64_t kPanelColumns = 32;
-
 MatrixSource source_of(const TensorView& matrix) {
     // A stride of a dimension of one element means nothing; give it the value that the kernels look for.
     const bool rows_contiguous = matrix.strides[1] == 1 || matrix.shape[1] <= 1;
@@ -16,18 +14,16 @@ MatrixSource source_of(const TensorView& matrix) {
     return {matrix.data, matrix.shape[0], matrix.shape[1], row_stride, rows_contiguous ? 1 : matrix.strides[1]};
 }
 
-// The storage's K, as far as it tells: [panels, K, 32] or [panels, ceil(K/2), 32, 2].
-TensorView check_storage(Arguments& arguments, py::handle storage, Dim panels, DType dtype) {
-    const int64_t columns = arguments["K"];
-    if (dtype == DType::kFloat32)
-        return arguments.storage("storage", storage, {panels, columns, kPanelColumns}, {dtype});
-    return arguments.storage("storage", storage, {panels, divide_up(columns, 2), kPanelColumns, 2}, {dtype});
+// Without the GIL.
+void pack_into(const Kernels& self, const TensorView& rows, const TensorView& panels, int64_t offset) {
+    const auto pack = panels.dtype == DType::kInt8 ? self.table().pack_matrix_int8 : self.table().pack_matrix;
+    pack(element_of(rows), source_of(rows), static_cast<char*>(panels.data) + offset);
 }
 
 void pack_matrix(Kernels& self, py::handle source, py::handle storage, int64_t first_row) {
     Arguments arguments("pack_matrix");
     const TensorView rows = arguments.matrix("source", source, {"n", "K"}, kFloating);
-    const TensorView panels = check_storage(arguments, storage, "panels", rows.dtype);
+    const TensorView panels = check_panels(arguments, "storage", storage, "panels", arguments["K"], rows.dtype);
     if (first_row < 0 || first_row % kPanelColumns != 0) {
         arguments.reject("first_row must be a multiple of 32, found " + std::to_string(first_row));
     }
@@ -37,28 +33,29 @@ void pack_matrix(Kernels& self, py::handle source, py::handle storage, int64_t f
                          std::to_string(first_row) + " into storage for " +
                          std::to_string(arguments["panels"] * kPanelColumns));
     }
-    const int64_t panel_bytes = divide_up(arguments["K"], rows.dtype == DType::kFloat32 ? 1 : 2) * kPanelColumns * 4;
+    const int64_t offset = first_panel * panel_bytes(panels.dtype, arguments["K"]);
     py::gil_scoped_release release;
-    self.table().pack_matrix(element_of(rows), source_of(rows),
-                             static_cast<char*>(panels.data) + first_panel * panel_bytes);
+    pack_into(self, rows, panels, offset);
 }
 
 void pack_gate_up(Kernels& self, py::handle gate, py::handle up, py::handle storage) {
     Arguments arguments("pack_gate_up");
     const TensorView first = arguments.matrix("gate", gate, {"I", "K"}, kFloating);
     const TensorView second = arguments.matrix("up", up, {"I", "K"}, {first.dtype});
-    const TensorView panels =
-        check_storage(arguments, storage, divide_up(arguments["I"], kPanelColumns / 2), first.dtype);
+    const TensorView panels = check_panels(arguments, "storage", storage, divide_up(arguments["I"], kPanelColumns / 2),
+                                           arguments["K"], first.dtype);
+    const auto pack = panels.dtype == DType::kInt8 ? self.table().pack_gate_up_int8 : self.table().pack_gate_up;
     py::gil_scoped_release release;
-    self.table().pack_gate_up(element_of(first), source_of(first), source_of(second), panels.data);
+    pack(element_of(first), source_of(first), source_of(second), panels.data);
 }
 
 void pack_down(Kernels& self, py::handle source, py::handle storage) {
     Arguments arguments("pack_down");
     const TensorView rows = arguments.matrix("source", source, {"N", "K"}, kFloating);
-    const TensorView panels = check_storage(arguments, storage, divide_up(arguments["N"], kPanelColumns), rows.dtype);
+    const TensorView panels = check_panels(arguments, "storage", storage, divide_up(arguments["N"], kPanelColumns),
+                                           arguments["K"], rows.dtype);
     py::gil_scoped_release release;
-    self.table().pack_matrix(element_of(rows), source_of(rows), panels.data);
+    pack_into(self, rows, panels, 0);
 }
 
 }  // namespace

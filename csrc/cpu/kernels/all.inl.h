@@ -12,6 +12,9 @@
 #include "kernels/linear.inl.h"
 #include "kernels/expert_plan.inl.h"
 #include "kernels/experts.inl.h"
+#include "kernels/quads.inl.h"
+#include "kernels/linear_int8.inl.h"
+#include "kernels/experts_int8.inl.h"
 #include "kernels/pack.inl.h"
 #include "kernels/exp2.inl.h"
 #include "kernels/attention_cache.inl.h"
@@ -38,14 +41,19 @@ constexpr KernelTable kTable = {
     sigmoid,
     route,
     linear,
+    linear_int8,
     experts,
+    experts_int8,
     write_kv,
     attention,
     mask_logits,
     sample,
     read_memory,
     multiply_registers,
+    multiply_quads,
     pack_matrix,
+    pack_matrix_int8,
     pack_gate_up,
+    pack_gate_up_int8,
 };
 // clang-format on

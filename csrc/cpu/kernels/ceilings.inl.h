@@ -33,20 +33,33 @@ void read_memory(const Context& context, const CeilingArgs& args) {
     });
 }
 
-// Multiplies in registers only, in each thread a little more than args.count flops. data holds two vectors.
-void multiply_registers(const Context& context, const CeilingArgs& args) {
+// Calls multiply(a, b, sum) on registers only, in each thread a little more than args.count flops. data holds two
+// vectors.
+template <class Multiply>
+void multiply_in_registers(const Context& context, const CeilingArgs& args, int64_t flops_per_lane,
+                           const Multiply& multiply) {
     constexpr int kSums = 12;
-    const int64_t rounds = args.count / (kSums * kLanes * kFlopsPerLane) + 1;
-    *args.flops = context.team.threads() * rounds * kSums * kLanes * kFlopsPerLane;
+    const int64_t rounds = args.count / (kSums * kLanes * flops_per_lane) + 1;
+    *args.flops = context.team.threads() * rounds * kSums * kLanes * flops_per_lane;
     run_tasks(context, context.team.threads(), [&](int64_t task, int) {
         const F32 a = load(args.data), b = load(args.data + kLanes);
         F32 sums[kSums];
         for (F32& one : sums) one = zeros();
         for (int64_t i = 0; i < rounds; ++i) {
 #pragma GCC unroll 16
-            for (int j = 0; j < kSums; ++j) sums[j] = multiply_once(a, b, sums[j]);
+            for (int j = 0; j < kSums; ++j) sums[j] = multiply(a, b, sums[j]);
         }
         for (int j = 1; j < kSums; ++j) sums[0] = sums[0] + sums[j];
         args.results[task] = sum(sums[0]);
     });
+}
+
+void multiply_registers(const Context& context, const CeilingArgs& args) {
+    multiply_in_registers(context, args, kFlopsPerLane, [](F32 a, F32 b, F32 sum) { return multiply_once(a, b, sum); });
+}
+
+// Of 8-bit whole numbers, as linear_int8 multiplies them.
+void multiply_quads(const Context& context, const CeilingArgs& args) {
+    constexpr int64_t kQuadFlopsPerLane = 8;
+    multiply_in_registers(context, args, kQuadFlopsPerLane, [](F32 a, F32 b, F32 sum) { return dot_quads(a, b, sum); });
 }

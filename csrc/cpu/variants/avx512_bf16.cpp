@@ -1,4 +1,4 @@
-// The kernels for AVX-512 with the bfloat16 dot product.
+// The kernels for AVX-512 with the dot products of bfloat16 and of bytes (VNNI).
 #include "variants/standard.h"
 #include "variants/variants.h"
 
@@ -8,7 +8,7 @@
 // GCC 12 warns of its own intrinsics, some of which start from an undefined vector.
 #pragma GCC diagnostic ignored "-Wmaybe-uninitialized"
 #pragma GCC diagnostic ignored "-Wuninitialized"
-#pragma GCC target("avx512f,avx512bw,avx512vl,avx512dq,avx512bf16,avx2,fma,f16c")
+#pragma GCC target("avx512f,avx512bw,avx512vl,avx512dq,avx512bf16,avx512vnni,avx2,fma,f16c")
 
 namespace moelens {
 namespace {

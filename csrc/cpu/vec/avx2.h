@@ -136,3 +136,5 @@ MOELENS_INLINE void transpose(F32 (&a)[kLanes]) {
         a[i + 4].v = _mm256_permute2f128_ps(u[i], u[i + 4], 0x31);
     }
 }
+
+#include "vec/avx2_int8.inl.h"

@@ -1,4 +1,6 @@
-// AVX-512 with the bfloat16 instructions: rounding in one instruction, and the dot product of pairs.
+// AVX-512 with the bfloat16 instructions, which come with VNNI: rounding in one instruction, dot products of pairs and
+// of quads.
+#define MOELENS_VNNI 1
 #include "vec/avx512_float.inl.h"
 
 #define MOELENS_DOT_PAIRS 1

@@ -135,3 +135,5 @@ MOELENS_INLINE void transpose(F32 (&a)[kLanes]) {
         a[12 + j].v = _mm512_shuffle_f32x4(low23, high23, 0xdd);
     }
 }
+
+#include "vec/avx512_int8.inl.h"

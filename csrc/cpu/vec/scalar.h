@@ -117,3 +117,5 @@ MOELENS_INLINE void transpose(F32 (&a)[kLanes]) {
         }
     }
 }
+
+#include "vec/scalar_int8.inl.h"
