@@ -15,6 +15,7 @@ from moelens.pipeline.task import Stage, Task
 from moelens.schedule.batch import Batch, LogitRow, select_rows
 
 UseLogits = Callable[[torch.Tensor, Sequence[LogitRow]], None]
+OnRoutes = Callable[[int, torch.Tensor], None]  # of a layer, its router's ids [T, A]
 
 
 class PartState:
@@ -72,6 +73,7 @@ class Actions:
         self._cache = cache
         self._ops = ops
         self._use_logits = use_logits
+        self.on_routes: OnRoutes | None = None  # for who wants to count how rows are shared out among experts
         self._acts: dict[Stage, Callable[[Task, PartState], int | None]] = {
             Stage.INPUT: self._input,
             Stage.BEFORE_ATTENTION: self._before_attention,
@@ -161,16 +163,22 @@ class Actions:
         ]
 
     def _after_attention(self, task: Task, part: PartState) -> None:
+        ops, finish = self._device.ops, self._architecture.after_attention
         with self._device.using(task.layer) as weights:
-            part.x = self._architecture.after_attention(
-                self._device.ops, task.layer, weights, *self._rows_to_finish(task.layer, part)
-            )
+            routed = finish.route(ops, task.layer, weights, *self._rows_to_finish(task.layer, part))
+            self._tell_routes(task.layer, routed)
+            part.x = finish.experts(ops, task.layer, weights, routed)
 
     def _route(self, task: Task, part: PartState) -> None:
         with self._device.using_front(task.layer) as weights:
             part.routed = self._architecture.after_attention.route(
                 self._device.ops, task.layer, weights, *self._rows_to_finish(task.layer, part)
             )
+        self._tell_routes(task.layer, part.routed)
+
+    def _tell_routes(self, layer: int, routed: Routed) -> None:
+        if self.on_routes is not None and routed.ids is not None:
+            self.on_routes(layer, routed.ids)
 
     def _experts(self, task: Task, part: PartState) -> None:
         with self._device.using_experts(task.layer, part.host_ids) as weights:

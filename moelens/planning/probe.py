@@ -9,29 +9,20 @@ import dataclasses
 import statistics
 import time
 from array import array
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
 
 import torch
 
 from moelens.checkpoint.random import random_weights
-from moelens.cost.hardware import Curve, HardwareSpec, Processor
-from moelens.cost.seconds import (
-    DECODES_CALL,
-    PREFILLS_CALL,
-    ROW_WISE,
-    STORE_DECODES,
-    STORE_PREFILLS,
-    CostModel,
-)
-from moelens.cost.work import layer_weight_bytes, stage_work
+from moelens.cost.hardware import HardwareSpec, Processor
+from moelens.cost.seconds import CostModel
+from moelens.cost.work import layer_weight_bytes
 from moelens.cost.workload import StepShape
 from moelens.engine import Engine
 from moelens.machine.cpu import CpuMachine
 from moelens.memory.device import SharedMemory
 from moelens.memory.kv_cache import KVCache, kv_block_bytes
 from moelens.models.architecture import Architecture
-from moelens.models.config import ModelConfig
 from moelens.ops.native import NativeOps
 from moelens.ops.sampling import Sampler
 from moelens.pipeline.actions import Actions
@@ -39,7 +30,9 @@ from moelens.pipeline.executor import Executor
 from moelens.pipeline.step import step_tasks
 from moelens.pipeline.task import Stage
 from moelens.plan import Plan
-from moelens.planning.reading import read_bytes_per_second
+from moelens.planning.curves import DECODE_CONTEXT, MANY_ROWS, summarise
+from moelens.planning.reading import ReadMeter, read_bytes_per_second
+from moelens.planning.samples import Sample, settle
 from moelens.request import Request
 from moelens.sampling_params import SamplingParams
 from moelens.schedule.batch import Batch, Chunk, LogitRow, Running, make_batch
@@ -54,33 +47,24 @@ CACHE_TOKENS = 32768  # of context in all, most of which no cache of the process
 DECODE_ROWS = (1, 2, 4, 8, 16, 32, 64, 128, 256)
 PREFILL_ROWS = (16, 64, 256, 512, 1024, 2048)
 CONTEXTS = (16, 64, 256, 1024, 4096)
-MANY_ROWS = 512  # of prompts, beside which what a call of attention costs of itself is nothing
 PROMPTS = (16, 32, 64, 128, 256, 1024, 2048)
 PROMPT_BLOCKS = PROMPTS[-1] // BLOCK_TOKENS  # of the cache, which prompts write and decodes don't read
 ONCE = (Stage.INPUT, Stage.LOGITS, Stage.OFFLOAD_LOGITS, Stage.SAMPLE)  # stages of a step, and not of each layer
-LEAST_SECONDS = 1e-7  # a curve has no zeros
 SCHEDULED = 64  # requests of the larger step whose scheduling is timed
-DECODE_CONTEXT = 96  # of the steps in which only the number of rows is varied
+METER_BYTES = 96 << 20  # of a read that tells how fast memory is just then: some milliseconds
+FEW_ROWS = 64  # in steps of which a round is cheap
 
 
-@dataclass(frozen=True)
-class Sample:
-    """One measured step: each stage's seconds, per layer where it is of a layer, and those outside, per task."""
-
-    shape: StepShape
-    seconds: Mapping[Stage, float]
-    outside_seconds: float
-
-
-def probe(architecture: Architecture, ops: NativeOps, *, budget_seconds: float = 20.0) -> HardwareSpec:
+def probe(architecture: Architecture, ops: NativeOps, *, budget_seconds: float = 35.0) -> HardwareSpec:
     """Measure this machine on layers of `architecture`, in about `budget_seconds` and twice through at the least."""
     begin = time.perf_counter()
     bench = ProbeBench(architecture, ops)
     bench.round()  # warms the threads and the allocator up
-    rounds = [bench.round()]
-    while len(rounds) < 2 or time.perf_counter() - begin < budget_seconds:
-        rounds.append(bench.round())
-    return bench.spec(rounds)
+    rounds, samples = 0, []
+    while rounds < 2 or time.perf_counter() - begin < budget_seconds:
+        samples += bench.round()
+        rounds += 1
+    return bench.spec(samples)
 
 
 class ProbeBench:
@@ -105,15 +89,18 @@ class ProbeBench:
         self._plan = Plan(step_tokens=PREFILL_ROWS[-1], max_requests=PREFILL_ROWS[-1], kv_blocks=self._blocks)
         self._fixed: tuple[float, float, float] | None = None  # what is measured once
         self._generator = torch.Generator().manual_seed(0)
+        self.meter = ReadMeter(ops.threads, METER_BYTES)
+        self.shapes = tuple(dict.fromkeys(self._shapes()))
+        self.few_rows = tuple(shape for shape in self.shapes if shape[0] * shape[2] <= FEW_ROWS)
 
     def round(self) -> list[Sample]:
         """Each shape once. Rounds go through all in turn, so that a slow moment does not fall on one shape alone."""
-        return [self.run(*shape) for shape in self._shapes()]
+        return [self.run(*shape) for shape in self.shapes]
 
-    def spec(self, rounds: Sequence[Sequence[Sample]]) -> HardwareSpec:
-        """The machine by the medians of some rounds."""
+    def spec(self, samples: Sequence[Sample], read_seconds_per_byte: float | None = None) -> HardwareSpec:
+        """The machine by samples of each shape, with memory that reads at the given pace (None: as it did in them)."""
         by_threads = tuple(read_bytes_per_second(threads) for threads in range(1, self._ops.threads + 1))
-        spec = summarise(self.architecture, [_median(several) for several in zip(*rounds, strict=True)], by_threads)
+        spec = summarise(self.architecture, settle(samples, read_seconds_per_byte), by_threads)
         if self._fixed is None:
             step, row = self.step_seconds(spec.host.task_seconds)
             self._fixed = step, row, self.fresh_seconds()
@@ -123,9 +110,12 @@ class ProbeBench:
     def run(self, requests: int, cached: int, rows: int) -> Sample:
         """One step of `requests` requests, each with `rows` new tokens after `cached` ones."""
         batch = self._batch(requests, cached, rows)
+        routes: list[tuple[int, torch.Tensor]] = []
+        pace = self.meter.seconds_per_byte()
         begin = time.perf_counter()
         with torch.inference_mode():
             actions = Actions([batch], self.architecture, self._memory, self._cache, self._ops, self._pick)
+            actions.on_routes = lambda layer, ids: routes.append((layer, ids))
             tasks = step_tasks([batch.shape], self._memory.begin_step(batch.shape), self._plan)
             timeline = self._executor.run(tasks, actions)
             actions.release()
@@ -138,7 +128,10 @@ class ProbeBench:
             spans = [span for span in timeline.spans if span.task.stage is Stage.AFTER_ATTENTION]
             whole = sum(span.seconds for span in spans if span.task.layer < layers - 1)
             per_layer[Stage.AFTER_ATTENTION] = whole / (layers - 1)
-        return Sample(batch.shape, per_layer, (elapsed - in_tasks) / len(tasks))
+        pace = (pace + self.meter.seconds_per_byte()) / 2
+        touched = [len(torch.unique(ids)) for layer, ids in routes if layer < layers - 1 or layers == 1]
+        mean_touched = statistics.fmean(touched) if touched else 0.0
+        return Sample(batch.shape, per_layer, (elapsed - in_tasks) / len(tasks), pace, mean_touched)
 
     def step_seconds(self, task_seconds: float) -> tuple[float, float]:
         """What a step of decodes takes outside of its tasks, beside what each adds: of itself, and for each row."""
@@ -216,77 +209,3 @@ def truncate(architecture: Architecture, layers: int) -> Architecture:
     """The model's first layers, with its embedding and head."""
     config = dataclasses.replace(architecture.config, layers=architecture.config.layers[:layers])
     return dataclasses.replace(architecture, config=config, layer_tensors=architecture.layer_tensors[:layers])
-
-
-def summarise(architecture: Architecture, samples: Iterable[Sample], by_threads: tuple[float, ...]) -> HardwareSpec:
-    """The curves that the samples lie on."""
-    config, several = architecture.config, list(samples)
-    points: dict[str, dict[float, list[float]]] = {}
-
-    def add(name: str, x: float, y: float) -> None:
-        points.setdefault(name, {}).setdefault(round(x, 9), []).append(y)
-
-    best_flops = 0.0
-    for sample in several:
-        shape, seconds = sample.shape, sample.seconds
-        for stage in ROW_WISE:
-            work = stage_work(stage, config, 0, shape)
-            # A few rows of one prompt go to fewer experts than as many rows of different requests.
-            if stage is Stage.LOGITS or shape.decode_tokens or shape.prefill_tokens >= MANY_ROWS:
-                add(stage.value, work.flops / work.weight_bytes, seconds[stage] / work.weight_bytes)
-                best_flops = max(best_flops, work.flops / seconds[stage])
-        sampled = stage_work(Stage.SAMPLE, config, 0, shape).bytes
-        add(Stage.SAMPLE.value, shape.logit_rows, seconds[Stage.SAMPLE] / sampled)
-        per_byte = seconds[Stage.STORE_KV] / stage_work(Stage.STORE_KV, config, 0, shape).kv_bytes
-        if shape.decode_tokens:
-            add(STORE_DECODES, shape.decode_tokens, per_byte)
-            context = shape.decode_context / shape.decode_tokens
-            if shape.decode_tokens > 1 and context != DECODE_CONTEXT + 1:
-                read = stage_work(Stage.ATTEND_DECODES, config, 0, shape).kv_bytes
-                add(Stage.ATTEND_DECODES.value, context, seconds[Stage.ATTEND_DECODES] / read)
-        else:
-            add(STORE_PREFILLS, shape.prefill_tokens, per_byte)
-            if shape.prefill_tokens >= MANY_ROWS:
-                flops = stage_work(Stage.ATTEND_PREFILLS, config, 0, shape).flops
-                keys = shape.prefill_pairs / shape.prefill_tokens
-                add(Stage.ATTEND_PREFILLS.value, keys, seconds[Stage.ATTEND_PREFILLS] / flops)
-    for name, rows, extra in _calls(config, several, points):
-        add(name, rows, extra)
-    growing = {stage.value for stage in ROW_WISE}
-    stages = {name: _curve(ys, 1.0 if name in growing else 0.0) for name, ys in sorted(points.items())}
-    overhead = min(sample.outside_seconds for sample in several)
-    host = Processor("this processor", best_flops, max(by_threads), _memory_bytes(), overhead, stages)
-    return HardwareSpec("this", host, bytes_per_second_by_threads=by_threads)
-
-
-def _calls(
-    config: ModelConfig, samples: Sequence[Sample], points: Mapping[str, Mapping[float, list[float]]]
-) -> Iterator[tuple[str, float, float]]:
-    """What calls of attention took beyond the seconds of their rows: the curve's name, rows, seconds."""
-    decode, prefill = (_curve(points[stage.value], 0.0) for stage in (Stage.ATTEND_DECODES, Stage.ATTEND_PREFILLS))
-    for sample in samples:
-        shape, seconds = sample.shape, sample.seconds
-        if shape.decode_tokens and shape.decode_context == shape.decode_tokens * (DECODE_CONTEXT + 1):
-            read = stage_work(Stage.ATTEND_DECODES, config, 0, shape).kv_bytes
-            extra = seconds[Stage.ATTEND_DECODES] - decode.at(DECODE_CONTEXT + 1) * read
-            yield DECODES_CALL, shape.decode_tokens, max(LEAST_SECONDS, extra)
-        elif 0 < shape.prefill_tokens < MANY_ROWS:
-            flops = stage_work(Stage.ATTEND_PREFILLS, config, 0, shape).flops
-            extra = seconds[Stage.ATTEND_PREFILLS] - prefill.at(shape.prefill_pairs / shape.prefill_tokens) * flops
-            yield PREFILLS_CALL, shape.prefill_tokens, max(LEAST_SECONDS, extra)
-
-
-def _curve(points: Mapping[float, list[float]], growth: float) -> Curve:
-    x = tuple(sorted(points))
-    return Curve(x, tuple(statistics.median(points[one]) for one in x), growth)
-
-
-def _median(several: Sequence[Sample]) -> Sample:
-    seconds = {stage: statistics.median(one.seconds[stage] for one in several) for stage in several[0].seconds}
-    return Sample(several[0].shape, seconds, statistics.median(one.outside_seconds for one in several))
-
-
-def _memory_bytes() -> float:
-    import os
-
-    return float(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"))

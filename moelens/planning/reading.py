@@ -14,21 +14,30 @@ from moelens.memory.arena import Arena
 READ_BYTES = 256 << 20
 
 
+class ReadMeter:
+    """Some memory, and threads that read it, each its own stretch."""
+
+    def __init__(self, threads: int, nbytes: int) -> None:
+        numbers = Arena(nbytes, purpose="measuring memory").view(0, torch.float32, (nbytes // 4,)).numpy()
+        numbers.fill(1.0)
+        self._nbytes = nbytes
+        self._parts = np.array_split(numbers, threads)
+        self._pool = ThreadPoolExecutor(threads)  # its threads end with it
+        self.seconds_per_byte()  # starts them
+
+    def seconds_per_byte(self) -> float:
+        """One read of all of it."""
+        begin = time.perf_counter()
+        list(self._pool.map(_read, self._parts))
+        return (time.perf_counter() - begin) / self._nbytes
+
+
 def read_bytes_per_second(threads: int, *, nbytes: int = READ_BYTES, rounds: int = 5) -> float:
-    """The median rate of `rounds` reads of `nbytes` by `threads` threads, each reading its own stretch."""
-    arena = Arena(nbytes, purpose="measuring memory")
-    numbers = arena.view(0, torch.float32, (nbytes // 4,)).numpy()
-    numbers.fill(1.0)
-    parts = np.array_split(numbers, threads)
-    rates: list[float] = []
-    with ThreadPoolExecutor(threads) as pool:
-        for _ in range(rounds + 1):
-            begin = time.perf_counter()
-            list(pool.map(_read, parts))
-            rates.append(nbytes / (time.perf_counter() - begin))
-    return statistics.median(rates[1:])
+    """The median rate of `rounds` reads of `nbytes` by `threads` threads."""
+    meter = ReadMeter(threads, nbytes)
+    return statistics.median(1.0 / meter.seconds_per_byte() for _ in range(rounds))
 
 
 def _read(numbers: np.ndarray) -> float:
-    """A dot product with itself is bound by reading; numpy lets other threads run meanwhile."""
+    """A maximum is bound by reading; numpy lets other threads run meanwhile."""
     return float(np.max(numbers))

@@ -14,6 +14,7 @@ from moelens.models.registry import build
 from moelens.ops.native import NativeOps
 from moelens.pipeline.task import Stage
 from moelens.planning import probe
+from moelens.planning.curves import ROW_WISE
 from moelens.planning.probe import ProbeBench, layers_for_cold, truncate
 from moelens.planning.reading import read_bytes_per_second
 
@@ -43,15 +44,23 @@ def test_what_is_measured_describes_every_stage(architecture: Architecture, monk
     monkeypatch.setattr(probe, "CONTEXTS", (16, 256))
     monkeypatch.setattr(probe, "PROMPTS", (64, 2048))
     bench = ProbeBench(architecture, NativeOps(1))
-    spec = bench.spec([bench.round(), bench.round()])
+    spec = bench.spec([*bench.round(), *bench.round()])
     assert from_json(json.loads(json.dumps(to_json(spec))), "here") == spec
     cost = CostModel(architecture.config, spec)
     shape = StepShape(5, 500, 600, 9000, 10, 100, 3000)
-    for stage in (*probe.ROW_WISE, Stage.STORE_KV, Stage.ATTEND_DECODES, Stage.ATTEND_PREFILLS, Stage.SAMPLE):
+    for stage in (*ROW_WISE, Stage.STORE_KV, Stage.ATTEND_DECODES, Stage.ATTEND_PREFILLS, Stage.SAMPLE):
         assert stage is Stage.STORE_KV or stage.value in spec.host.stages
         assert 0 < cost.demand(stage, 0, shape).seconds < 10
     assert spec.bytes_per_second_by_threads[0] > 0
     assert spec.step_seconds >= 0
+
+
+def test_experts_are_counted_that_rows_went_to(architecture: Architecture) -> None:
+    bench = ProbeBench(architecture, NativeOps(1))
+    one, many = bench.run(1, 16, 1), bench.run(64, 16, 1)
+    assert one.experts_touched == 2  # of the one row's own choice
+    assert 2 < many.experts_touched <= 4
+    assert one.read_seconds_per_byte > 0
 
 
 def test_enough_layers_for_no_cache_to_hold_them(architecture: Architecture) -> None:

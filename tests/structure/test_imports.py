@@ -60,9 +60,11 @@ ALLOWED: dict[str, set[str]] = {
     # which configuration
     "planning": RECORDS | {"cost", "schedule", "pipeline", "machine.simulated"},
     "planning.reading": {"memory"},
+    "planning.curves": RECORDS | {"cost", "models.architecture", "planning"},
     "planning.probe": RECORDS
     | {"cost", "ops", "ops.interface", "models", "models.architecture", "memory", "machine", "checkpoint"}
-    | {"schedule", "schedule.batch", "pipeline", "stopping", "engine", "planning", "planning.reading"},
+    | {"schedule", "schedule.batch", "pipeline", "stopping", "engine", "planning", "planning.curves"}
+    | {"planning.reading"},
     "planning.measured": {"cost", "errors", "models", "models.architecture", "models.config", "ops", "planning.probe"},
     "planning.advice": RECORDS
     | {"cost", "ops", "models", "models.architecture", "memory", "checkpoint", "planning", "planning.measured"},
