@@ -88,6 +88,7 @@ class ProbeBench:
         self._sampler = Sampler(ops, vocab=config.vocab, eos_token_ids=(), threads=ops.threads)
         self._plan = Plan(step_tokens=PREFILL_ROWS[-1], max_requests=PREFILL_ROWS[-1], kv_blocks=self._blocks)
         self._fixed: tuple[float, float, float] | None = None  # what is measured once
+        self._by_threads: tuple[float, ...] = ()
         self._generator = torch.Generator().manual_seed(0)
         self.meter = ReadMeter(ops.threads, METER_BYTES)
         self.shapes = tuple(dict.fromkeys(self._shapes()))
@@ -99,8 +100,9 @@ class ProbeBench:
 
     def spec(self, samples: Sequence[Sample], read_seconds_per_byte: float | None = None) -> HardwareSpec:
         """The machine by samples of each shape, with memory that reads at the given pace (None: as it did in them)."""
-        by_threads = tuple(read_bytes_per_second(threads) for threads in range(1, self._ops.threads + 1))
-        spec = summarise(self.architecture, settle(samples, read_seconds_per_byte), by_threads)
+        if not self._by_threads:
+            self._by_threads = tuple(read_bytes_per_second(threads) for threads in range(1, self._ops.threads + 1))
+        spec = summarise(self.architecture, settle(samples, read_seconds_per_byte), self._by_threads)
         if self._fixed is None:
             step, row = self.step_seconds(spec.host.task_seconds)
             self._fixed = step, row, self.fresh_seconds()
