@@ -50,7 +50,7 @@ _REASONS: dict[str, str] = {
     "compilation_config": _NO_COMPILER,
     "cuda_graph_sizes": _NO_COMPILER,
     "max_seq_len_to_capture": _NO_COMPILER,
-    "quantization_config": "moelens runs unquantised checkpoints only",
+    "quantization_config": "moelens runs unquantised checkpoints, and can quantise them itself: quantization='int8'",
     "logits_processors": "see SamplingParams.logit_bias, allowed_token_ids and bad_words",
     "spec_method": _NO_SPECULATION,
     "spec_model": _NO_SPECULATION,
@@ -134,7 +134,6 @@ def check_fixed(
     *,
     trust_remote_code: bool,
     tensor_parallel_size: int,
-    quantization: str | None,
     kv_cache_dtype: str,
     dtype: str,
     gpu_memory_utilization: float | None,
@@ -154,11 +153,6 @@ def check_fixed(
     if tensor_parallel_size != 1:
         raise ConfigError(
             f"tensor_parallel_size={tensor_parallel_size!r} is not supported: {_ONE_DEVICE}. Leave it out."
-        )
-    if quantization is not None:
-        raise ConfigError(
-            f"quantization={quantization!r} is not supported: moelens runs bfloat16, float16 and float32 checkpoints. "
-            "Give an unquantised checkpoint and leave it out."
         )
     if dtype_name(kv_cache_dtype) not in ("auto", dtype):
         raise ConfigError(

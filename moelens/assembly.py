@@ -21,8 +21,9 @@ from moelens.forecasting import expect_steps
 from moelens.memory.activations import ActivationPool
 from moelens.memory.available import available_bytes
 from moelens.memory.kv_cache import kv_block_bytes
-from moelens.memory.weights import WeightStore
+from moelens.memory.weights import WeightStore, store_bytes
 from moelens.models.architecture import Architecture
+from moelens.models.config import Quantization
 from moelens.models.registry import build
 from moelens.offload import Budget, check_device, host_threads, open_device, plan_device, price_steps
 from moelens.ops.native import NativeOps
@@ -46,7 +47,8 @@ def build_engine(
     """
     device = parse_device(options.device)
     check_device(device)
-    architecture = build(read_config(folder, options.hf_overrides), DTYPES[options.dtype])
+    quantization = None if options.quantization is None else Quantization(options.quantization)
+    architecture = build(read_config(folder, options.hf_overrides), DTYPES[options.dtype], quantization)
     threads = options.plan.threads if options.plan else host_threads(device, options.num_threads)
     ops = NativeOps(threads, empty=ActivationPool().empty)
     plan, max_model_len = _plan(options, architecture, ops)
@@ -66,7 +68,7 @@ def _plan(options: EngineOptions, architecture: Architecture, ops: NativeOps) ->
     if options.plan is not None:
         length = min(options.max_model_len or config.max_context, options.plan.kv_tokens)
         return options.plan, length
-    sizes = Sizes(weight_bytes(architecture), kv_block_bytes(config, ops, BLOCK_TOKENS))
+    sizes = Sizes(store_bytes(architecture, ops), kv_block_bytes(config, ops, BLOCK_TOKENS))
     limits = Limits(
         memory_bytes=_memory_bytes(options),
         max_model_len=options.max_model_len,

@@ -37,6 +37,7 @@ class LLM:
 
     `model` is a folder or a hub id. Sizes left at None are chosen from the memory there is. Arguments have vLLM's names
     and defaults; `device`, `cpu_memory_bytes`, `num_threads`, `shared_weights_dir` and `plan` are moelens' own.
+    `quantization` is None or "int8", for weights that are quantised as they are loaded: faster, a little less exact.
     Processes with the same `shared_weights_dir`, a folder of a local disk, have one copy of the weights in memory.
 
     Raises TypeError for an argument that does not exist here (with the nearest that does), and ConfigError,
@@ -86,7 +87,6 @@ class LLM:
         check_fixed(
             trust_remote_code=trust_remote_code,
             tensor_parallel_size=tensor_parallel_size,
-            quantization=quantization,
             kv_cache_dtype=kv_cache_dtype,
             dtype=dtype_name(dtype),
             gpu_memory_utilization=gpu_memory_utilization,
@@ -97,6 +97,7 @@ class LLM:
         options = EngineOptions(
             model=os.fspath(model),
             dtype=dtype_name(dtype),
+            quantization=quantization,
             seed=seed,
             max_model_len=max_model_len,
             max_num_seqs=max_num_seqs,

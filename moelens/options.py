@@ -9,9 +9,11 @@ from typing import Any
 
 from moelens.devices import CudaDevice, parse_device
 from moelens.errors import ConfigError
+from moelens.models.config import Quantization
 from moelens.plan import Plan
 
 DTYPES = ("auto", "bfloat16", "float32")
+QUANTIZATIONS = tuple(one.value for one in Quantization)
 LOAD_FORMATS = ("auto", "safetensors", "dummy")
 
 
@@ -19,7 +21,8 @@ LOAD_FORMATS = ("auto", "safetensors", "dummy")
 class EngineOptions:
     """None stands for "to be chosen" throughout; sizes are in tokens, requests or bytes as the names say.
 
-    `dtype` is what weights, activations and cache are computed in ("auto": the checkpoint's own). `load_format`
+    `dtype` is what weights, activations and cache are computed in ("auto": the checkpoint's own). `quantization` "int8"
+    keeps the weights of large products as 8-bit whole numbers, made as they are loaded. `load_format`
     "dummy" makes random weights from the config alone. `shared_weights_dir` is where processes share one copy of the
     weights (None: each has its own). `plan` fixes everything that is otherwise derived from the
     sizes. `hf_overrides` replaces entries of config.json.
@@ -39,6 +42,7 @@ class EngineOptions:
     enable_prefix_caching: bool = True
     device: str = "auto"
     load_format: str = "auto"
+    quantization: str | None = None
     revision: str | None = None
     hf_token: str | bool | None = None
     hf_overrides: Mapping[str, Any] | None = None
@@ -53,6 +57,7 @@ class EngineOptions:
         device = parse_device(self.device)
         if self.gpu_memory_bytes is not None and not isinstance(device, CudaDevice):
             raise ConfigError(f"gpu_memory_bytes is for device='cuda', and device is {self.device!r}: leave it out.")
+        self._check_quantization()
         _require_choice("load_format", self.load_format, LOAD_FORMATS, "weights are read from safetensors files only")
         _require_whole("seed", self.seed, None)
         for name in ("max_model_len", "max_num_seqs", "max_num_batched_tokens", "num_threads"):
@@ -70,6 +75,17 @@ class EngineOptions:
             raise ConfigError(
                 f"max_num_batched_tokens ({self.max_num_batched_tokens}) must be greater than or equal to max_num_seqs "
                 f"({self.max_num_seqs}): every request of a step takes a row."
+            )
+
+    def _check_quantization(self) -> None:
+        if self.quantization is None:
+            return
+        reason = "weights are quantised by moelens itself as it loads them"
+        _require_choice("quantization", self.quantization, QUANTIZATIONS, f"{reason}, leave it out for none")
+        if isinstance(parse_device(self.device), CudaDevice):
+            raise ConfigError(
+                f"quantization={self.quantization!r} with device={self.device!r} is not supported: there are int8 "
+                "kernels for CPUs only. Leave one of them out."
             )
 
     def _check_sharing(self) -> None:
@@ -90,7 +106,8 @@ class EngineOptions:
 
 def _require_choice(name: str, value: object, choices: tuple[str, ...], reason: str) -> None:
     if value not in choices:
-        allowed = ", ".join(map(repr, choices[:-1])) + f" or {choices[-1]!r}"
+        *others, last = map(repr, choices)
+        allowed = f"{', '.join(others)} or {last}" if others else last
         raise ConfigError(f"{name}={value!r} is not supported: {reason}. Use {allowed}.")
 
 

@@ -528,7 +528,10 @@ def test_an_unknown_argument_names_the_nearest(make_llm: MakeLLM, arguments: dic
     [
         ({"trust_remote_code": True}, "trust_remote_code=True is refused: moelens never runs code"),
         ({"tensor_parallel_size": 2}, "tensor_parallel_size=2 is not supported: one process"),
-        ({"quantization": "awq"}, "quantization='awq' is not supported: .*unquantised"),
+        (
+            {"quantization": "awq"},
+            "quantization='awq' is not supported: weights are quantised by moelens .* Use 'int8'",
+        ),
         ({"kv_cache_dtype": "fp8"}, "kv_cache_dtype='fp8' is not supported with dtype='auto'"),
         ({"gpu_memory_utilization": 1.5}, r"gpu_memory_utilization must be in \(0, 1\], got 1.5"),
         ({"max_logprobs": -2}, "max_logprobs must be non-negative or -1"),

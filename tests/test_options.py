@@ -18,6 +18,8 @@ PLAN = Plan(step_tokens=8, max_requests=4, kv_blocks=4)
     [
         ({"dtype": "float16"}, "dtype='float16' is not supported: .* Use 'auto', 'bfloat16' or 'float32'"),
         ({"device": "gpu"}, "device='gpu' is not supported. Use 'auto', 'cpu', 'cuda', 'cuda:1' or 'emulated:link"),
+        ({"quantization": "fp8"}, "quantization='fp8' is not supported: .*leave it out for none. Use 'int8'"),
+        ({"quantization": "int8", "device": "cuda"}, "quantization='int8' with device='cuda' is not supported: .*CPUs"),
         ({"load_format": "pt"}, "load_format='pt' is not supported: .*safetensors"),
         ({"seed": None}, "seed must be an integer, got None"),
         ({"seed": 1.5}, "seed must be an integer, got 1.5"),
@@ -42,6 +44,7 @@ def test_a_wrong_option_is_named(fields: dict[str, Any], message: str) -> None:
 
 def test_options_have_defaults_and_are_frozen() -> None:
     options = EngineOptions("model", plan=PLAN, max_model_len=10)
+    assert options.quantization is None
     assert (options.dtype, options.device, options.load_format, options.seed) == ("auto", "auto", "auto", 0)
     with pytest.raises(AttributeError):
         options.seed = 1  # type: ignore[misc]

@@ -29,6 +29,7 @@ class Options:
     revision: str | None
     load_format: str
     dtype: str
+    quantization: str | None
     device: str
     dataset_path: Path | None
     input_len: int | None
@@ -76,6 +77,7 @@ def parse_arguments(argv: Sequence[str] | None = None) -> Options:
         revision=found.revision,
         load_format=found.load_format,
         dtype=found.dtype,
+        quantization=found.quantization,
         device=found.device,
         dataset_path=found.dataset_path,
         input_len=found.input_len,
@@ -123,6 +125,7 @@ def _make_parser() -> argparse.ArgumentParser:
     model.add_argument("--revision", help="branch, tag or commit on the hub")
     model.add_argument("--load-format", choices=("auto", "dummy"), default="auto", help="dummy: random weights")
     model.add_argument("--dtype", default="auto", help="auto, bfloat16 or float32")
+    model.add_argument("--quantization", help="int8: quantise the weights as they are loaded")
     model.add_argument("--device", default="auto", help="auto, cpu cuda or emulated:link=4GB/s,memory=600MB")
 
     work = parser.add_argument_group("workload")

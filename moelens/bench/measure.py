@@ -83,6 +83,7 @@ def _llm_arguments(options: Options) -> dict[str, Any]:
     asked = {
         "tokenizer": options.tokenizer,
         "revision": options.revision,
+        "quantization": options.quantization,
         "max_num_seqs": options.max_num_seqs,
         "max_num_batched_tokens": options.max_num_batched_tokens,
         "max_model_len": options.max_model_len,

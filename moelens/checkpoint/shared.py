@@ -87,21 +87,29 @@ def _record(folder: Path, architecture: Architecture, ops: Ops) -> dict[str, Any
         "checkpoint": str(folder.resolve()),
         "files": weight_files(folder),
         "dtype": str(dtype),
+        "quantization": repr(architecture.config.quantization),
         "tensors": hashlib.sha256(repr(specs).encode()).hexdigest(),
-        "packing": _packing(ops, dtype),
+        "packing": [_packing(ops, dtype, kept) for kept in _kept_dtypes(architecture)],
     }
 
 
-def _packing(ops: Ops, dtype: torch.dtype) -> str:
+def _kept_dtypes(architecture: Architecture) -> list[torch.dtype]:
+    """What the packed tensors are kept in: the model's dtype first, then others."""
+    specs = (spec for layer in architecture.layer_tensors for spec in layer)
+    others = {spec.dtype for spec in specs if spec.dtype is not None}
+    return [architecture.config.dtype, *sorted(others, key=str)]
+
+
+def _packing(ops: Ops, dtype: torch.dtype, kept: torch.dtype) -> str:
     """A hash of the storage order of `ops`, whatever processor and version it is of: that of packed numbers."""
     rows, columns = 67, 131  # no multiples of anything
     numbers = torch.arange(rows * columns).remainder(251).to(dtype).view(rows, columns)
     shapes = (
-        ops.matrix_shape(rows, columns, dtype),
-        ops.gate_up_shape(rows, columns, dtype),
-        ops.down_shape(rows, columns, dtype),
+        ops.matrix_shape(rows, columns, kept),
+        ops.gate_up_shape(rows, columns, kept),
+        ops.down_shape(rows, columns, kept),
     )
-    storages = [torch.zeros(shape, dtype=dtype) for shape in shapes]
+    storages = [torch.zeros(shape, dtype=kept) for shape in shapes]
     ops.pack_matrix(numbers, storages[0])
     ops.pack_gate_up(numbers, numbers + 1, storages[1])
     ops.pack_down(numbers, storages[2])
@@ -113,7 +121,7 @@ def _packing(ops: Ops, dtype: torch.dtype) -> str:
 
 def _path(folder: Path, cache: Path, record: dict[str, Any]) -> Path:
     """A name for what doesn't change when the checkpoint's files do, so that its new weights replace the old ones."""
-    lasting = [record[name] for name in ("checkpoint", "dtype", "packing")]
+    lasting = [record[name] for name in ("checkpoint", "dtype", "quantization", "packing")]
     return cache / f"{folder.resolve().name}-{hashlib.sha256(repr(lasting).encode()).hexdigest()[:12]}.weights"
 
 

@@ -58,6 +58,7 @@ def add_model_flags(parser: argparse.ArgumentParser) -> None:
     model.add_argument("--chat-template", help="a Jinja file, or the template itself")
     model.add_argument("--load-format", choices=("auto", "safetensors", "dummy"), help="dummy: random weights")
     model.add_argument("--dtype", help="auto, bfloat16 or float32")
+    model.add_argument("--quantization", help="int8: quantise the weights as they are loaded")
     model.add_argument("--download-dir", help="where the hub's files are kept")
     model.add_argument("--hf-token", help="for gated models; better kept in the hub's own login")
     model.add_argument("--hf-overrides", type=json_object, help='entries of config.json, e.g. {"rope_theta": 1e6}')
@@ -87,6 +88,7 @@ ENGINE_ARGUMENTS = (
     "chat_template",
     "load_format",
     "dtype",
+    "quantization",
     "download_dir",
     "hf_token",
     "hf_overrides",

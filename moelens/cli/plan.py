@@ -36,6 +36,7 @@ def make_parser() -> Parser:
     )
     parser.add_argument("--model", required=True, help="a folder, a file config.json, or a known name")
     parser.add_argument("--hf-overrides", type=json_object, help="entries of config.json")
+    parser.add_argument("--quantization", choices=("int8",), help="of the weights, as they are loaded")
     parser.add_argument("--hardware", default="this", help="this, a known name, or a file (default: this)")
     parser.add_argument("--refresh", action="store_true", help="measure this machine again")
     work = parser.add_argument_group("workload")
@@ -81,7 +82,12 @@ def _plan(found: argparse.Namespace) -> int:
     )
     model = os.path.expanduser(found.model)
     outlook = advice.advise(
-        advice.read_model(model, found.hf_overrides), model, found.hardware, workload, wishes, refresh=found.refresh
+        advice.read_model(model, found.hf_overrides, found.quantization),
+        model,
+        found.hardware,
+        workload,
+        wishes,
+        refresh=found.refresh,
     )
     sys.stdout.write(json.dumps(report.to_json(outlook), indent=2) + "\n" if found.json else report.to_text(outlook))
     if found.plot is not None:

@@ -10,10 +10,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from moelens.cost.workload import StepShape
-from moelens.models.config import LayerConfig, ModelConfig, MoEFFN
+from moelens.models.config import LayerConfig, ModelConfig, MoEFFN, Quantization
 from moelens.pipeline.task import Stage
 
 ID_BYTES = 4  # an int32: of a token, a position, an expert
+SCALE_BYTES = 4  # a float32 for each row of a matrix in int8
 RESIDUAL_BYTES = 4  # an element of the residual stream and of logits, float32 whatever the model's dtype
 
 
@@ -90,7 +91,7 @@ def stage_work(stage: Stage, config: ModelConfig, layer: int, shape: StepShape, 
     if stage is Stage.EXPERTS:
         return _experts(config, of, finished, routing)
     if stage is Stage.LOAD_EXPERTS:
-        return Work(weight_bytes=_expert_elements(config, of, finished, routing) * config.dtype.itemsize)
+        return Work(weight_bytes=_touched_bytes(config, of, finished, routing))
     if stage is Stage.OFFLOAD_ROUTES:
         return Work(activation_bytes=finished * (of.ffn.active if isinstance(of.ffn, MoEFFN) else 1) * ID_BYTES)
     return _attention(stage, config, of, shape)
@@ -100,19 +101,22 @@ def layer_weight_bytes(config: ModelConfig, layer: int) -> int:
     """Bytes of one layer's matrices (norms and biases, a few parts in ten thousand, left out)."""
     of, hidden = config.layers[layer], config.hidden
     q, kv = _widths(of)
-    elements = hidden * (q + 2 * kv) + q * hidden
-    if isinstance(of.ffn, MoEFFN):
-        elements += hidden * of.ffn.experts + 3 * hidden * (of.ffn.experts * of.ffn.width + of.ffn.shared_width)
-    else:
-        elements += 3 * hidden * of.ffn.width
-    return elements * config.dtype.itemsize
+    nbytes = matrix_bytes(config, q + 2 * kv, hidden) + matrix_bytes(config, hidden, q)
+    return nbytes + _router_bytes(config, of) + _shared_bytes(config, of) + expert_weight_bytes(config, layer)
 
 
 def expert_weight_bytes(config: ModelConfig, layer: int) -> int:
     """Bytes of one layer's routed experts, or of its dense block."""
     of = config.layers[layer]
     count = of.ffn.experts if isinstance(of.ffn, MoEFFN) else 1
-    return 3 * config.hidden * count * of.ffn.width * config.dtype.itemsize
+    return count * _expert_bytes(config, of.ffn.width)
+
+
+def matrix_bytes(config: ModelConfig, rows: int, columns: int) -> int:
+    """Bytes of a matrix of those that are quantised where the model is: in int8 each row has a scale."""
+    if config.quantization is Quantization.INT8:
+        return rows * (columns + SCALE_BYTES)
+    return rows * columns * config.dtype.itemsize
 
 
 def model_weight_bytes(config: ModelConfig) -> int:
@@ -138,7 +142,8 @@ def _before_attention(config: ModelConfig, layer: LayerConfig, tokens: int) -> W
     if not tokens:
         return Work()
     moved = tokens * (hidden * (RESIDUAL_BYTES + 2 * item) + columns * 2 * item)  # norm; product, rotary embedding
-    return Work(2.0 * tokens * hidden * columns, weight_bytes=hidden * columns * item, activation_bytes=moved)
+    nbytes = matrix_bytes(config, columns, hidden)
+    return Work(2.0 * tokens * hidden * columns, weight_bytes=nbytes, activation_bytes=moved)
 
 
 def _route(config: ModelConfig, layer: LayerConfig, tokens: int) -> Work:
@@ -149,7 +154,8 @@ def _route(config: ModelConfig, layer: LayerConfig, tokens: int) -> Work:
         return Work()
     columns = q + (layer.ffn.experts if isinstance(layer.ffn, MoEFFN) else 0)
     moved = tokens * (q * item + hidden * (2 * RESIDUAL_BYTES + item))
-    return Work(2.0 * tokens * hidden * columns, weight_bytes=hidden * columns * item, activation_bytes=moved)
+    nbytes = matrix_bytes(config, hidden, q) + _router_bytes(config, layer)
+    return Work(2.0 * tokens * hidden * columns, weight_bytes=nbytes, activation_bytes=moved)
 
 
 def _experts(config: ModelConfig, layer: LayerConfig, tokens: int, routing: RoutingLoad) -> Work:
@@ -157,20 +163,33 @@ def _experts(config: ModelConfig, layer: LayerConfig, tokens: int, routing: Rout
     item, hidden, ffn = config.dtype.itemsize, config.hidden, layer.ffn
     if not tokens:
         return Work()
-    elements = _expert_elements(config, layer, tokens, routing)
-    inner = ffn.width
-    if isinstance(ffn, MoEFFN):
-        elements += 3 * hidden * ffn.shared_width
-        inner = ffn.active * ffn.width + ffn.shared_width
+    inner = ffn.active * ffn.width + ffn.shared_width if isinstance(ffn, MoEFFN) else ffn.width
+    nbytes = _touched_bytes(config, layer, tokens, routing) + _shared_bytes(config, layer)
     moved = tokens * (hidden * (2 * RESIDUAL_BYTES + item) + 2 * inner * item)
-    return Work(6.0 * tokens * hidden * inner, weight_bytes=elements * item, activation_bytes=moved)
+    return Work(6.0 * tokens * hidden * inner, weight_bytes=nbytes, activation_bytes=moved)
 
 
-def _expert_elements(config: ModelConfig, layer: LayerConfig, tokens: int, routing: RoutingLoad) -> float:
-    """Elements of the routed experts that the rows go to, or of the dense block."""
+def _touched_bytes(config: ModelConfig, layer: LayerConfig, tokens: int, routing: RoutingLoad) -> float:
+    """Bytes of the routed experts that the rows go to, or of the dense block."""
     ffn = layer.ffn
     touched = routing.touched(ffn, tokens) if isinstance(ffn, MoEFFN) else 1.0
-    return 3.0 * config.hidden * touched * ffn.width
+    return touched * _expert_bytes(config, ffn.width)
+
+
+def _expert_bytes(config: ModelConfig, width: int) -> int:
+    """Bytes of gate, up and down."""
+    return 2 * matrix_bytes(config, width, config.hidden) + matrix_bytes(config, config.hidden, width)
+
+
+def _shared_bytes(config: ModelConfig, layer: LayerConfig) -> int:
+    """Bytes of a shared expert."""
+    ffn = layer.ffn
+    return _expert_bytes(config, ffn.shared_width) if isinstance(ffn, MoEFFN) and ffn.shared_width else 0
+
+
+def _router_bytes(config: ModelConfig, layer: LayerConfig) -> int:
+    """Bytes of the router, which is never quantised."""
+    return config.hidden * layer.ffn.experts * config.dtype.itemsize if isinstance(layer.ffn, MoEFFN) else 0
 
 
 def _attention(stage: Stage, config: ModelConfig, layer: LayerConfig, shape: StepShape) -> Work:

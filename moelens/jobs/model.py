@@ -74,6 +74,7 @@ def job_record(options: JobOptions, model: JobModel) -> dict[str, Any]:
             "config": small_files(model.folder, CONFIG),
             "weights": {"random": options.seed} if dummy else weight_files(model.folder),
             "dtype": str(engine.get("dtype", "auto")),
+            "quantization": engine.get("quantization"),
             "hf_overrides": dict(engine.get("hf_overrides") or {}),
         },
         "tokenizer": small_files(model.tokenizer_folder, TOKENIZER),

@@ -48,11 +48,12 @@ class SlabLayout:
 
     @classmethod
     def of(cls, specs: Sequence[TensorSpec], ops: Ops, dtype: torch.dtype) -> SlabLayout:
-        """The layout that `ops` want for `specs`, every entry aligned to 256 bytes."""
+        """The layout that `ops` want for `specs` of a model in `dtype`, every entry aligned to 256 bytes."""
         entries: list[Entry] = []
         offset = 0
         for spec in specs:
-            entry = Entry(spec.name, spec.form, offset, _storage_shape(spec, ops, dtype), spec.shape, dtype)
+            kept = spec.dtype or dtype
+            entry = Entry(spec.name, spec.form, offset, _storage_shape(spec, ops, kept), spec.shape, kept)
             entries.append(entry)
             offset = align(offset + entry.nbytes, ENTRY_ALIGNMENT)
         return cls(tuple(entries), offset)

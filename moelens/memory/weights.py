@@ -62,6 +62,12 @@ def private_arena(nbytes: int) -> Arena:
     return Arena(nbytes, purpose="the model's weights")
 
 
+def store_bytes(architecture: Architecture, ops: Ops) -> int:
+    """What `allocate` takes."""
+    slabs = (architecture.resident_tensors, *architecture.layer_tensors)
+    return sum(SlabLayout.of(specs, ops, architecture.config.dtype).nbytes for specs in slabs)
+
+
 def allocate(architecture: Architecture, ops: Ops, take: Callable[[int], Arena] = private_arena) -> WeightStore:
     """Room for `architecture`'s weights in the storage order of `ops`; `take` gives an arena of so many bytes.
 

@@ -47,13 +47,15 @@ class TensorSpec:
     """A tensor that the model uses, and the pieces of the checkpoint that it is made of.
 
     `shape` is logical: PLAIN any, MATRIX [N, K], GATE_UP [E, 2, I, K], DOWN [E, N, I]. Pieces are joined on the row
-    dimension, in order; for GATE_UP they are gate 0, up 0, gate 1, up 1, …, for DOWN one per expert.
+    dimension, in order; for GATE_UP they are gate 0, up 0, gate 1, up 1, …, for DOWN one per expert. `dtype` is what it
+    is kept in: the model's own (None), or int8 of a model that is quantised as it is loaded.
     """
 
     name: str
     form: Form
     shape: tuple[int, ...]
     pieces: tuple[Piece, ...]
+    dtype: torch.dtype | None = None
 
 
 @dataclass(frozen=True)

@@ -2,9 +2,16 @@
 
 from __future__ import annotations
 
+import enum
 from dataclasses import dataclass
 
 import torch
+
+
+class Quantization(enum.Enum):
+    """How the weights of large products are kept, where it is not in the model's dtype."""
+
+    INT8 = "int8"  # 8-bit whole numbers with a scale for each row, made as the weights are loaded
 
 
 @dataclass(frozen=True)
@@ -70,6 +77,7 @@ class ModelConfig:
     max_context: int
     tied_embeddings: bool
     eos_token_ids: tuple[int, ...] = ()
+    quantization: Quantization | None = None
 
     @property
     def kv_bytes_per_token(self) -> int:

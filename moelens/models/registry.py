@@ -9,6 +9,8 @@ import torch
 from moelens.errors import UnsupportedModelError
 from moelens.models import dbrx, granitemoe, mixtral, olmoe, qwen2_moe, qwen3_moe
 from moelens.models.architecture import Architecture
+from moelens.models.config import Quantization
+from moelens.models.quantization import quantize
 from moelens.models.raw_config import RawConfig
 from moelens.models.read import check_model
 
@@ -47,9 +49,11 @@ _MISSING: Mapping[str, str] = {
 }
 
 
-def build(raw: Mapping[str, object], dtype: torch.dtype | None = None) -> Architecture:
+def build(
+    raw: Mapping[str, object], dtype: torch.dtype | None = None, quantization: Quantization | None = None
+) -> Architecture:
     """The architecture that a config.json describes, to be run in `dtype` (None: the config's own, float16 being run
-    in bfloat16).
+    in bfloat16), its weights quantised as they are loaded if `quantization` says how.
 
     Raises UnsupportedModelError for what moelens can't run and ConfigError for a config that is incomplete or wrong.
     """
@@ -62,7 +66,7 @@ def build(raw: Mapping[str, object], dtype: torch.dtype | None = None) -> Archit
     architecture = build_family(config, dtype)
     config.check_all_read()
     check_model(architecture.config)
-    return architecture
+    return architecture if quantization is None else quantize(architecture, quantization)
 
 
 def _family(config: RawConfig) -> str:

@@ -17,7 +17,7 @@ from moelens.cost.workload import Workload
 from moelens.errors import ConfigError
 from moelens.memory.available import available_bytes
 from moelens.models.architecture import Architecture
-from moelens.models.config import ModelConfig
+from moelens.models.config import ModelConfig, Quantization
 from moelens.models.registry import build
 from moelens.planning.catalogue import model_names, named_config, named_hardware, nearest_model
 from moelens.planning.default import BLOCK_TOKENS, Limits, Sizes
@@ -39,17 +39,23 @@ class Wishes:
     threads: int | None = None
 
 
-def read_model(model: str, overrides: Mapping[str, Any] | None = None) -> Architecture:
+def read_model(model: str, overrides: Mapping[str, Any] | None = None, quantization: str | None = None) -> Architecture:
     """The architecture of a folder, of a config.json, or of a model by its name; no weights are needed.
 
     Raises ConfigError when it is none of these.
     """
+    return build(
+        _read_config(model, overrides), quantization=None if quantization is None else Quantization(quantization)
+    )
+
+
+def _read_config(model: str, overrides: Mapping[str, Any] | None) -> Mapping[str, object]:
     path = Path(model)
     if path.is_dir():
-        return build(read_config(path, overrides))
+        return read_config(path, overrides)
     if path.is_file():
         try:
-            return build({**json.loads(path.read_text(encoding="utf-8")), **(overrides or {})})
+            return {**json.loads(path.read_text(encoding="utf-8")), **(overrides or {})}
         except ValueError as error:
             raise ConfigError(f"{path} is not a config.json ({error}): give that of the model.") from error
     known = named_config(model)
@@ -58,7 +64,7 @@ def read_model(model: str, overrides: Mapping[str, Any] | None = None) -> Archit
             f"model {model!r} is no folder with a config.json and none of {', '.join(model_names())}; the nearest is "
             f"{nearest_model(model)!r}."
         )
-    return build({**known, **(overrides or {})})
+    return {**known, **(overrides or {})}
 
 
 def advise(
@@ -76,6 +82,11 @@ def advise(
     """
     config = architecture.config
     spec, threads = _hardware(architecture, hardware, wishes, refresh)
+    if config.quantization is not None and spec.device is not None:
+        raise ConfigError(
+            f"quantization={config.quantization.value!r} on {spec.name} is not supported: products run on its device, "
+            "and there are int8 kernels for CPUs only. Leave it out, or give a machine without a device."
+        )
     longest = max(map(sum, zip(workload.prompt_tokens, workload.output_tokens, strict=True)))
     limits = Limits(
         memory_bytes=wishes.host_bytes or _host_bytes(spec),

@@ -56,7 +56,8 @@ def hardware_file(config: ModelConfig, threads: int, isa: str, *, folder: Path |
     build = Path(_cpu.__file__).stat()
     first = config.layers[0]
     attention = (first.attention.query_heads, first.attention.kv_heads, first.attention.head_dim)
-    shape = (config.hidden, config.vocab, str(config.dtype), attention, first.ffn, len(set(config.layers)))
+    numbers = (str(config.dtype), config.quantization)
+    shape = (config.hidden, config.vocab, numbers, attention, first.ffn, len(set(config.layers)))
     key = hashlib.sha256(repr((build.st_size, build.st_mtime_ns, shape)).encode()).hexdigest()[:12]
     return folder / f"{name}-{threads}-{isa}-{key}.json"
 

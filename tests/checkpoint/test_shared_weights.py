@@ -16,6 +16,9 @@ from moelens.checkpoint import shared
 from moelens.checkpoint.jobs import weight_bytes
 from moelens.checkpoint.shared import shared_weights
 from moelens.errors import CapacityError, CheckpointError, ConfigError
+from moelens.models.config import Quantization
+from moelens.models.quantization import quantize
+from moelens.ops.native import NativeOps
 
 
 class Checkpoint:
@@ -184,3 +187,18 @@ def test_a_folder_that_cannot_be(checkpoint: Checkpoint) -> None:
     checkpoint.cache.write_text("a file")
     with pytest.raises(ConfigError, match=r"shared_weights_dir=.* can't be used"):
         checkpoint.open()
+
+
+def test_weights_as_they_are_and_quantised_ones_lie_apart(checkpoint: Checkpoint) -> None:
+    """Each has a file of its own, so that neither is packed again for the other."""
+    plain = checkpoint.open(NativeOps(1))
+    as_it_is = checkpoint.architecture
+    for _ in range(2):
+        checkpoint.architecture = quantize(as_it_is, Quantization.INT8)
+        quantized = checkpoint.open(NativeOps(1))
+        checkpoint.architecture = as_it_is
+        again = checkpoint.open(NativeOps(1))
+    assert checkpoint.packed == 2
+    assert len(list(checkpoint.cache.glob("*.weights"))) == 2
+    assert quantized.layer(0).matrix["qkv"].data.dtype == torch.int8
+    assert torch.equal(again.layer(0).matrix["qkv"].data, plain.layer(0).matrix["qkv"].data)

@@ -9,8 +9,10 @@ import torch
 
 from moelens.cost.work import EVEN, RoutingLoad, Work, layer_weight_bytes, model_weight_bytes, stage_work
 from moelens.cost.workload import StepShape
-from moelens.models.config import GQA, DenseFFN, LayerConfig, ModelConfig, MoEFFN, Rope
+from moelens.memory.layout import SlabLayout
+from moelens.models.config import GQA, DenseFFN, LayerConfig, ModelConfig, MoEFFN, Quantization, Rope
 from moelens.models.registry import build
+from moelens.ops.native import NativeOps
 from moelens.pipeline.task import Stage
 
 ROPE = Rope((1.0, 0.1))
@@ -106,6 +108,41 @@ def test_layer_weights_are_those_of_the_architecture() -> None:
     everything = [*(spec for layer in matrices for spec in layer)]
     everything += [spec for spec in model.resident_tensors if len(spec.shape) > 1]
     assert model_weight_bytes(model.config) == 2 * sum(math.prod(spec.shape) for spec in everything)
+
+
+def test_quantised_weights_are_counted_as_they_are_stored() -> None:
+    """A byte each and a scale a row; dimensions that need no padding, so that storage is neither more nor less."""
+    raw: dict[str, object] = {
+        "model_type": "qwen2_moe",
+        "hidden_size": 64,
+        "intermediate_size": 96,
+        "moe_intermediate_size": 32,
+        "shared_expert_intermediate_size": 64,
+        "num_attention_heads": 4,
+        "num_key_value_heads": 2,
+        "num_experts": 4,
+        "num_experts_per_tok": 2,
+        "num_hidden_layers": 2,
+        "mlp_only_layers": [1],
+        "vocab_size": 256,
+        "max_position_embeddings": 128,
+        "dtype": "bfloat16",
+    }
+    model, ops = build(raw, quantization=Quantization.INT8), NativeOps(1)
+    for layer, specs in enumerate(model.layer_tensors):
+        entries = SlabLayout.of(specs, ops, torch.bfloat16).entries
+        counted = [entry for entry in entries if len(entry.logical) > 1 and entry.name != "shared_gate"]
+        router = [entry for entry in counted if entry.name == "router"]
+        expected = sum(entry.nbytes for entry in counted if entry not in router) + sum(
+            math.prod(entry.logical) * 2 for entry in router
+        )
+        assert layer_weight_bytes(model.config, layer) == expected
+        assert stage_work(Stage.LOAD, model.config, layer, SHAPE).weight_bytes == expected
+    many = StepShape(prefill_tokens=10_000, prefill_pairs=10_000, logit_rows=10_000)
+    whole = [stage_work(stage, model.config, 0, many) for stage in (Stage.BEFORE_ATTENTION, Stage.AFTER_ATTENTION)]
+    assert sum(work.weight_bytes for work in whole) == pytest.approx(layer_weight_bytes(model.config, 0))
+    plain = build(raw).config
+    assert stage_work(Stage.EXPERTS, plain, 0, many).flops == stage_work(Stage.EXPERTS, model.config, 0, many).flops
 
 
 def test_work_adds_up() -> None:

@@ -17,6 +17,7 @@ from moelens.engine import Engine
 from moelens.machine.cpu import CpuMachine
 from moelens.memory.weights import WeightStore
 from moelens.models.architecture import Architecture
+from moelens.models.config import Quantization
 from moelens.models.registry import build
 from moelens.ops.native import NativeOps
 from moelens.plan import Plan
@@ -62,6 +63,7 @@ RAW = {
         "torch_dtype": "float32",
     },
 }
+NAMES = [*RAW, "qwen2_moe in int8"]
 ROOMY = Plan(step_tokens=1024, max_requests=16, kv_blocks=256, threads=1)
 # (prompt tokens, output tokens, temperature)
 REQUESTS = [(1, 20, 0.0), (33, 9, 0.0), (70, 40, 0.9), (128, 3, 0.7), (31, 34, 0.0), (95, 12, 1.3), (64, 2, 0.0)]
@@ -73,7 +75,8 @@ Outcome = tuple[list[int], list[float]]
 
 @cache
 def model(name: str, threads: int) -> tuple[Architecture, WeightStore, NativeOps]:
-    architecture = build(RAW[name])
+    family, _, quantization = name.partition(" in ")
+    architecture = build(RAW[family], quantization=Quantization(quantization) if quantization else None)
     ops = NativeOps(threads=threads)
     return architecture, random_weights(architecture, ops, seed=3, threads=1), ops
 
@@ -134,7 +137,7 @@ plans = st.builds(
 )
 
 
-@pytest.mark.parametrize("name", list(RAW))
+@pytest.mark.parametrize("name", NAMES)
 @settings(max_examples=60, deadline=None)
 @given(st.permutations(range(len(REQUESTS))), st.integers(1, len(REQUESTS)), plans)
 def test_no_schedule_changes_a_bit(name: str, order: list[int], count: int, plan: Plan) -> None:
