@@ -86,6 +86,8 @@ class _Clock:
         self._queues: dict[int, list[Task]] = {lane: [] for lane in set(lanes.values())}
         for task in reversed(tasks):
             self._queues[lanes[task.stage.resource]].append(task)  # the next one is the last
+        # By lane, what the next task comes after and has not ended when last looked at.
+        self._awaited = {lane: list(queue[-1].after) for lane, queue in self._queues.items() if queue}
         self._running: dict[int, _Running] = {}
         self._begins = [0.0] * len(tasks)
         self._ends: list[float | None] = [None] * len(tasks)
@@ -108,9 +110,12 @@ class _Clock:
         for lane, queue in self._queues.items():
             if lane in self._running or not queue:
                 continue
-            task = queue[-1]
-            if all(self._ends[earlier] is not None for earlier in task.after):
-                queue.pop()
+            awaited = self._awaited[lane]
+            while awaited and self._ends[awaited[-1]] is not None:
+                awaited.pop()
+            if not awaited:
+                task = queue.pop()
+                self._awaited[lane] = list(queue[-1].after) if queue else []
                 seconds, nbytes = self._need(task)
                 self._begins[task.id] = self._now
                 self._alone += seconds

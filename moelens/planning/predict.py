@@ -89,7 +89,7 @@ class Flow:
         prompt, output = sum(p for p, _ in sample) / count, sum(g for _, g in sample) / count
         held = sum(_held_blocks(p, g, plan.block_tokens) for p, g in sample) / count
         limits = [
-            (plan.kv_blocks - _reserve(plan, held, output)) / held,
+            plan.kv_blocks / held,
             plan.step_tokens / (prompt + output - 1),
             plan.max_requests / output,
             workload.requests,
@@ -114,7 +114,7 @@ class Flow:
                 (full, self._shape(self.requests / full, 0.0)),
                 (max(0.0, g - 1), self._shape(0.0, self.requests / max(1.0, g - 1))),
             ]
-        edge = min(g, passes) / 2
+        edge = min(g, passes)
         return [(edge, self._shape(q, q / 2)), (passes - edge, self._shape(q, q)), (edge, self._shape(0, q / 2))]
 
     def _shape(self, admitted: float, decoding: float) -> StepShape:
@@ -151,9 +151,3 @@ def _held_blocks(prompt: int, output: int, block_tokens: int) -> float:
         count = min(output - j, left if blocks == first else block_tokens)
         total, j, blocks = total + count * blocks, j + count, blocks + 1
     return float(total)
-
-
-def _reserve(plan: Plan, held: float, output: float) -> float:
-    """Blocks that stay free as each running request may grow: one for each, as the scheduler keeps them."""
-    running = min(plan.max_requests, plan.kv_blocks / (held / output + 1))
-    return running

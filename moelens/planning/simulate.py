@@ -282,7 +282,8 @@ def _requests(workload: Workload) -> Iterator[Request]:
     params: dict[int, SamplingParams] = {}
     for index, (prompt, output) in enumerate(zip(workload.prompt_tokens, workload.output_tokens, strict=True)):
         tokens = prompts.setdefault(prompt, array("i", bytes(4 * prompt)))
-        yield Request(index, tokens, params.setdefault(output, SamplingParams(max_tokens=output)), seed=0)
+        known = params.setdefault(output, SamplingParams(max_tokens=output, ignore_eos=True))
+        yield Request(index, tokens, known, seed=0)
 
 
 def _without_sharing(plan: Plan) -> Plan:

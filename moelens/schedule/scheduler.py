@@ -10,6 +10,7 @@ from typing import Protocol
 from moelens.errors import ValidationError
 from moelens.plan import Plan
 from moelens.request import Request
+from moelens.schedule.admission import BlockDemand, OutputLengths
 from moelens.schedule.batch import Batch, Chunk, Running, make_batch
 from moelens.schedule.blocks import BlockPool, BlockTables
 from moelens.schedule.prefix import BlockKeys
@@ -41,6 +42,9 @@ class Scheduler:
     the head of the queue; no prompt is admitted in that step. The oldest running request can always go on, because the
     whole cache holds at least one request of the longest length: so every request ends.
 
+    Where it is known when requests end, or can be told from those that have ended, they are admitted so that nobody is
+    preempted and the cache is full all the same (`moelens.schedule.admission`).
+
     A prompt that begins as another did takes over the full blocks they share instead of computing them; while another
     is just computing them, it waits and those behind it go first.
     """
@@ -52,6 +56,8 @@ class Scheduler:
         self._finish = finish
         self._pool = BlockPool(plan.kv_blocks, plan.retained_blocks)
         self._tables = BlockTables(self._pool, plan.max_requests, plan.block_tokens)
+        self._demand = BlockDemand(plan.kv_blocks, plan.block_tokens, plan.max_requests)
+        self._lengths = OutputLengths()
         self._computing: dict[bytes, Running] = {}  # full blocks of prompts that are not cached yet, by key
         self._waiting: deque[Request] = deque()
         self._running: list[Running] = []
@@ -117,9 +123,8 @@ class Scheduler:
         chunks, preempted = self._decode_chunks()
         budget = self._plan.step_tokens - len(chunks)
         for running in self._running if len(chunks) < len(self._running) else ():
-            if running.pending > 1 and budget > 0:
-                chunks.append(Chunk(running, min(running.pending, budget)))
-                budget -= chunks[-1].count
+            if running.pending > 1:
+                budget -= self._go_on(running, chunks, budget)
         if not preempted:
             self._admit(chunks, budget)
         if not chunks:
@@ -137,6 +142,7 @@ class Scheduler:
     def commit_chunks(self, chunks: Iterable[Chunk], tokens: Mapping[int, int]) -> list[Request]:
         """As `commit`, of chunks that nobody laid out."""
         finished: list[Request] = []
+        self._demand.step()
         for chunk in chunks:
             running, completes = chunk.running, chunk.completes
             request = running.request
@@ -146,6 +152,7 @@ class Scheduler:
                 self._finish(request)
             if request.finish_reason is not None:
                 self._remove(running)
+                self._lengths.observe(request)
                 finished.append(request)
         return finished
 
@@ -185,9 +192,17 @@ class Scheduler:
             self._waiting.popleft()
             running = self._start(request, keys, shared)
             self._computing.update((key, running) for key in shareable[len(shared) :])
-            chunks.append(Chunk(running, min(running.pending, budget)))
-            budget -= chunks[-1].count
+            budget -= self._go_on(running, chunks, budget)
         self._waiting.extendleft(reversed(passed_over))
+
+    def _go_on(self, running: Running, chunks: list[Chunk], budget: int) -> int:
+        """Give a prompt as many rows of the step as there are for it; returns their number."""
+        count = max(0, min(running.pending, budget))
+        if count:
+            chunks.append(Chunk(running, count))
+        if count < running.pending:
+            self._demand.delay(running.row)
+        return count
 
     def _shareable(self, request: Request, keys: BlockKeys) -> list[bytes]:
         """Keys of the full blocks that may be taken over: all but the last token's, which has to give logits."""
@@ -198,18 +213,34 @@ class Scheduler:
         return keys.up_to(request.prompt_token_ids, request.output_token_ids, blocks)
 
     def _fits(self, request: Request, shared: list[int]) -> bool:
+        """Whether it finds its blocks, and all that run will find theirs in the coming steps.
+
+        While nobody knows when requests end, it is enough that each that runs may grow by a block.
+        """
+        if not self._running:
+            return True
         needed = self._tables.blocks_needed(request.num_tokens) - len(shared) + self._pool.unheld(shared)
-        reserve = len(self._running)  # a block for the next growth of each, or they would be preempted at once
-        return needed + reserve <= self._pool.free or not self._running
+        if needed > self._pool.free:
+            return False
+        if not self._lengths.foresees(request) and needed + len(self._running) <= self._pool.free:
+            return True
+        others = len(shared) - self._pool.unheld(shared)
+        return self._demand.fits(request.num_tokens, self._left(request), others, len(self._waiting))
+
+    def _left(self, request: Request) -> int:
+        return self._lengths.left(request, self._plan.kv_tokens - request.num_tokens)
 
     def _start(self, request: Request, keys: BlockKeys, shared: list[int]) -> Running:
         cached = len(shared) * self._plan.block_tokens
+        unheld = self._pool.unheld(shared)
         self.shared_tokens += cached
         if not request.preemptions:
             request.num_cached_tokens = cached
         running = Running(request, self._tables.add_row(shared), keys, cached)
         self._tables.grow(running.row, request.num_tokens)
         self._running.append(running)
+        waiting = 1 + len(self._waiting) if self._lengths.foresees(request) else 0
+        self._demand.start(running.row, request.num_tokens, self._left(request), len(shared) - unheld, waiting)
         return running
 
     def _advance(self, running: Running, count: int) -> None:
@@ -233,6 +264,7 @@ class Scheduler:
 
     def _remove(self, running: Running) -> None:
         self._running.remove(running)
+        self._demand.end(running.row)
         self._tables.remove_row(running.row)
         if running.pending > 1:
             self._computing = {key: other for key, other in self._computing.items() if other is not running}
