@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import sys
 import time
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -13,6 +14,7 @@ from worker import serve_workloads
 from workload import Run, Settings, Workload
 
 BATCH_TOKENS = 2048
+ERROR = 4  # ggml's level of messages that say why something failed
 TOKENS_OF_A_CELL = 256  # llama.cpp rounds each sequence's context up to a multiple of this
 
 
@@ -59,8 +61,16 @@ class Context:
         llama_cpp.llama_free(self._context)
 
 
+@llama_cpp.llama_log_callback
+def print_errors(level: int, text: bytes, _: object) -> None:
+    """In place of thousands of lines about each graph."""
+    if level == ERROR:
+        sys.stderr.write(text.decode(errors="replace"))
+
+
 def load(settings: Settings) -> tuple[dict[str, Any], Callable[[Workload, int], Run]]:
     assert settings.gguf is not None
+    llama_cpp.llama_log_set(print_errors, None)
     llama_cpp.llama_backend_init()
     params = llama_cpp.llama_model_default_params()
     params.n_gpu_layers = 0
