@@ -8,6 +8,11 @@ pace within seconds, so a probe that is over when the run begins describes anoth
 goes on during the run, between its steps, whose clock stands still meanwhile, and each job has two predictions: of the
 probe before it alone, and of the probe that took turns with it. Neither sees a figure of the run but its length.
 
+With `--device emulated:link=2GB/s,memory=900MB`, which may be several, the jobs are such that weights stream. Between
+steps only memory is read there, as a longer pause would let the next step's weights come, and the probe is before and
+after each run. The same steps are simulated one by one: `steps` says by how much all of them together took longer or
+shorter than that, and each on average.
+
 Accuracy is 1 - |predicted - measured| / measured of the whole job's seconds, of the medians over --repeats. All
 jobs are run once before any is repeated. With --json, runs that the file has already are not run again, so the table
 may be made in parts, and be interrupted at any time.
@@ -32,14 +37,16 @@ from moelens import LLM, SamplingParams
 from moelens.bench.machine import cpu_name
 from moelens.cost.seconds import CostModel
 from moelens.cost.workload import StepShape, Workload
+from moelens.devices import CpuDevice, EmulatedDevice, parse_device
 from moelens.models.architecture import Architecture
+from moelens.offload import host_threads, plan_device
 from moelens.ops.native import NativeOps
 from moelens.pipeline.task import Stage
 from moelens.planning.advice import read_model
 from moelens.planning.probe import BLOCK_TOKENS, ProbeBench
 from moelens.planning.report import limit_of
 from moelens.planning.samples import Sample
-from moelens.planning.simulate import Prediction, simulate
+from moelens.planning.simulate import Prediction, StepClock, simulate
 from moelens.request import Request
 
 ROUNDS = 8  # of the probe that are remembered
@@ -63,11 +70,17 @@ JOBS = (
 )
 
 
+STREAMED_JOBS = (Job(64, 64, 8), Job(16, 256, 8), Job(256, 32, 6))
+
+
 class Turns:
     """The probe between a run's steps: called with each step, it samples now and then, and counts what that takes."""
 
-    def __init__(self, bench: ProbeBench) -> None:
+    def __init__(self, bench: ProbeBench, *, samples: bool) -> None:
+        """Without `samples` only memory is read."""
         self.samples: list[Sample] = []
+        self.steps: list[tuple[list[StepShape], float]] = []  # and what each took
+        self._samples = samples
         self.seconds = 0.0
         self.stage_seconds = dict.fromkeys(Stage, 0.0)
         self._bench = bench
@@ -87,16 +100,21 @@ class Turns:
         begin = time.perf_counter()
         for stage, own in stage_seconds.items():
             self.stage_seconds[stage] += own
+        self.steps.append((list(parts), seconds))
         self._since += seconds
         if self._since >= TURN_SECONDS:
             self._paces.append((self._bench.meter.seconds_per_byte(), self._since))
             self._since = 0.0
-            self._turns += 1
-            if self._turns % MANY_EVERY == 0:
-                self.samples.append(self._bench.run(*next(self._many)))
-            while time.perf_counter() - begin < PROBE_SECONDS:
-                self.samples.append(self._bench.run(*next(self._few)))
+            if self._samples:
+                self._sample(begin + PROBE_SECONDS)
         self.seconds += time.perf_counter() - begin
+
+    def _sample(self, end: float) -> None:
+        self._turns += 1
+        if self._turns % MANY_EVERY == 0:
+            self.samples.append(self._bench.run(*next(self._many)))
+        while time.perf_counter() < end:
+            self.samples.append(self._bench.run(*next(self._few)))
 
     @property
     def pace(self) -> float | None:
@@ -108,10 +126,14 @@ class Turns:
 class Stand:
     """A model, and what was sampled of the machine lately."""
 
-    def __init__(self, model: str) -> None:
+    def __init__(self, model: str, device_text: str) -> None:
         self.model = model
         self.architecture: Architecture = read_model(model)
-        self.bench = ProbeBench(self.architecture, NativeOps())
+        self._device_text = device_text
+        self._device = parse_device(device_text)
+        self._ops = NativeOps(host_threads(self._device, None))
+        self._streams = not isinstance(self._device, CpuDevice)
+        self.bench = ProbeBench(self.architecture, self._ops, self._device if self._streams else None)
         self.bench.round()
         self.samples: deque[Sample] = deque(maxlen=ROUNDS * len(self.bench.shapes))
         self.samples.extend([*self.bench.round(), *self.bench.round()])
@@ -123,6 +145,7 @@ class Stand:
         kv_tokens = job.kv_tokens or job.requests * (job.prompt_tokens + job.output_tokens + BLOCK_TOKENS)
         llm = LLM(
             self.model,
+            device=self._device_text,
             skip_tokenizer_init=True,
             use_tqdm_on_load=False,
             kv_cache_memory_bytes=-(-kv_tokens // BLOCK_TOKENS) * config.kv_bytes_per_token * BLOCK_TOKENS,
@@ -130,10 +153,10 @@ class Stand:
         )
         pace_before = statistics.fmean(one.read_seconds_per_byte for one in recent)
         _, before = self.predict(llm, job, pace_before)
-        turns = Turns(self.bench)
+        turns = Turns(self.bench, samples=not self._streams)
         llm.engine.on_step = turns
         measured = generate(llm, job, config.vocab) - turns.seconds
-        self.samples.extend(turns.samples)
+        self.samples.extend(turns.samples or [self.bench.run(*shape) for shape in self.bench.few_rows])
         cost, predicted = self.predict(llm, job, turns.pace or pace_before)
         return Run(
             before.seconds,
@@ -143,12 +166,17 @@ class Stand:
             llm.engine.scheduler.preemptions,
             most_off(predicted, turns.stage_seconds),
             limit_of(cost, predicted),
+            *steps_off(StepClock(cost, llm.engine.plan), turns.steps),
         )
 
     def predict(self, llm: LLM, job: Job, pace: float) -> tuple[CostModel, Prediction]:
-        cost = CostModel(self.architecture.config, self.bench.spec(list(self.samples), pace))
+        config, plan, placement = self.architecture.config, llm.engine.plan, None
+        if self._streams:
+            _, placement = plan_device(self._device, plan, self.architecture, self._ops, given=True)
+        hardware = self.bench.spec(list(self.samples), pace)
+        cost = CostModel(config, hardware, load_chunks=plan.load_chunks, placement=placement)
         workload = Workload.even(job.requests, job.prompt_tokens, job.output_tokens)
-        return cost, simulate(cost, llm.engine.plan, workload)
+        return cost, simulate(cost, plan, workload)
 
 
 def generate(llm: LLM, job: Job, vocab: int) -> float:
@@ -162,6 +190,15 @@ def generate(llm: LLM, job: Job, vocab: int) -> float:
     return time.perf_counter() - begin
 
 
+def steps_off(clock: StepClock, steps: Sequence[tuple[list[StepShape], float]]) -> tuple[float, float]:
+    """All steps but the first, executed over simulated, less 1; and the mean size of that of each."""
+    pairs = [(clock.seconds(parts), seconds) for parts, seconds in steps][1:]
+    if not pairs:
+        return 0.0, 0.0
+    simulated, executed = (sum(column) for column in zip(*pairs, strict=True))
+    return executed / simulated - 1, statistics.fmean(abs(own / expected - 1) for expected, own in pairs)
+
+
 def most_off(predicted: Prediction, measured: Mapping[Stage, float]) -> str:
     """The stage whose seconds are furthest from what was expected, in seconds."""
     differences = {stage: predicted.stage_seconds[stage] - own for stage, own in measured.items()}
@@ -172,24 +209,24 @@ def most_off(predicted: Prediction, measured: Mapping[Stage, float]) -> str:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", nargs="+", required=True, help="checkpoints' folders")
-    parser.add_argument("--only", nargs="*", type=int, help=f"of the jobs of each model, 0 to {len(JOBS) - 1}")
+    parser.add_argument("--only", nargs="*", type=int, help="numbers of jobs of each model, the first is 0")
+    parser.add_argument("--device", nargs="+", default=["cpu"], help="cpu, or emulated:link=…/s,memory=…")
     parser.add_argument("--repeats", type=int, default=2)
     parser.add_argument("--json", type=Path, help="results, written after each run; those in it are not run again")
     parser.add_argument("--plot", type=Path)
     found = parser.parse_args()
     torch.set_num_threads(1)
     print(f"{cpu_name()}, {NativeOps().threads} threads\n{HEADING}")
-    table, device = Table(found.json), "cpu"
+    table = Table(found.json)
     for one in table.outcomes:
         print(line(one))
-    stands: dict[str, Stand] = {}
-    for repeat in range(found.repeats):
-        for model in found.model:
-            name = Path(model).name
-            for job in [JOBS[index] for index in found.only] if found.only else JOBS:
-                if table.repeats(name, device, job) <= repeat:
-                    stand = stands[model] = stands.get(model) or Stand(model)
-                    print(line(table.add(name, device, job, stand.run(job))), flush=True)
+    for repeat, model, device in itertools.product(range(found.repeats), found.model, found.device):
+        name, stand = Path(model).name, None
+        jobs = STREAMED_JOBS if isinstance(parse_device(device), EmulatedDevice) else JOBS
+        for job in [jobs[index] for index in found.only] if found.only else jobs:
+            if table.repeats(name, device, job) <= repeat:
+                stand = stand or Stand(model, device)
+                print(line(table.add(name, device, job, stand.run(job))), flush=True)
     print(summary(table.outcomes))
     if found.plot is not None:
         plot(table.outcomes, found.plot)

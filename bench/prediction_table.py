@@ -25,6 +25,8 @@ class Run:
     """One repeat of a job, in seconds and preempted requests.
 
     `before` was predicted by the probe before the run, `predicted` by the one that took turns with it.
+    `steps_longer` is how much longer all steps took than when simulated one by one, `steps_off` the mean size of that
+    for each, both as shares.
     """
 
     before: float
@@ -34,6 +36,8 @@ class Run:
     preemptions: int
     most_off: str
     limit: str
+    steps_longer: float
+    steps_off: float
 
 
 @dataclass(frozen=True)
@@ -110,7 +114,8 @@ def _outcome(record: Mapping[str, Any]) -> Outcome:
 
 HEADING = (
     "| model | device | requests | prompt, output tokens | cache tokens | predicted s | measured s | accuracy | by the "
-    "probe before | own spread | preempted, expected | limit | most off |\n" + "| --- " * 13 + "|"
+    "probe before | own spread | preempted, expected | limit | most off | "
+    "steps: all, each |\n" + "| --- " * 14 + "|"
 )
 
 
@@ -122,7 +127,7 @@ def line(one: Outcome) -> str:
         *(one.model, one.device, job.requests, f"{job.prompt_tokens}, {job.output_tokens}", job.kv_tokens or "ample"),
         *(f"{one.predicted:.2f}", f"{one.measured:.2f}", f"{100 * one.accuracy:.1f} %"),
         *(f"{100 * one.accuracy_before:.1f} %", spread, f"{last.preemptions}, {last.expected_preemptions}"),
-        *(last.limit, last.most_off),
+        *(last.limit, last.most_off, f"{100 * last.steps_longer:+.1f} %, {100 * last.steps_off:.1f} %"),
     )
     return "| " + " | ".join(map(str, cells)) + " |"
 

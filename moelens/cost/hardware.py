@@ -50,7 +50,8 @@ class Processor:
     """One processor and the memory it computes from.
 
     `flops_per_second` and `bytes_per_second` are what products and reads reach at their best; `task_seconds` is what a
-    task costs that does nothing. `stages` are measured curves by the name of a stage (see `moelens.cost.seconds`):
+    task costs that does nothing. `cores` are what its tasks take of those that a machine's parts share (see
+    `HardwareSpec`). `stages` are measured curves by the name of a stage (see `moelens.cost.seconds`):
     where there is one it is used in place of the two rates.
     """
 
@@ -60,6 +61,7 @@ class Processor:
     memory_bytes: float
     task_seconds: float = 0.0
     stages: Mapping[str, Curve] = field(default_factory=dict)
+    cores: float = 0.0
 
     def __post_init__(self) -> None:
         for name in ("flops_per_second", "bytes_per_second", "memory_bytes"):
@@ -71,8 +73,10 @@ class HardwareSpec:
     """A machine: the host, the device (None: the host does all) and the link between.
 
     `step_seconds` and `row_seconds` are what a step costs outside of its tasks (scheduling, laying out, taking in), in
-    all and per row. `bytes_per_second_by_threads` are reads of the host's memory by 1, 2, … threads. `sources` says of
-    each figure where it comes from.
+    all and per row. `bytes_per_second_by_threads` are reads of the host's memory by 1, 2, … threads. While the
+    link moves both ways, each keeps `both_ways_share` of its rate. On an emulated device, which is threads of the
+    host, device, host and link share `cores`, of which each direction of the link takes `link_cores` while it moves
+    something. `sources` says of each figure where it comes from.
     """
 
     name: str
@@ -84,6 +88,9 @@ class HardwareSpec:
     row_seconds: float = 0.0
     fresh_seconds_per_byte: float = 0.0
     device_shares_memory: bool = False
+    both_ways_share: float = 1.0
+    cores: float = math.inf
+    link_cores: float = 0.0
     bytes_per_second_by_threads: tuple[float, ...] = ()
     sources: Mapping[str, str] = field(default_factory=dict)
 

@@ -10,7 +10,15 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 from moelens.cost.hardware import Curve, HardwareSpec, Processor
-from moelens.cost.work import EVEN, RoutingLoad, Work, expert_weight_bytes, layer_weight_bytes, stage_work
+from moelens.cost.work import (
+    EVEN,
+    RoutingLoad,
+    Work,
+    brings_routed,
+    expert_weight_bytes,
+    layer_weight_bytes,
+    stage_work,
+)
 from moelens.cost.workload import StepShape
 from moelens.models.config import ModelConfig
 from moelens.pipeline.task import Experts, LayerLoad, Resource, Stage
@@ -59,15 +67,18 @@ class CostModel:
         seconds, host_bytes = self._alone(stage, work, shape)
         return Demand(seconds * self.scales.get(stage, 1.0), host_bytes)
 
-    def layer_loads(self) -> tuple[LayerLoad, ...]:
-        """What of each layer has to be brought to the device in a step."""
+    def layer_loads(self, tokens: int | None = None) -> tuple[LayerLoad, ...]:
+        """What of each layer has to be brought to the device in a step of so many rows (None: of many)."""
         layers, place = range(len(self.config.layers)), self.placement
         if self.hardware.device is None:
             return (LayerLoad(),) * len(layers)
         if place is None:
             return (LayerLoad(front=True, experts=Experts.WHOLE),) * len(layers)
-        streams = LayerLoad(front=not place.fronts, experts=Experts.WHOLE)
-        return tuple(LayerLoad() if layer in place.layers else streams for layer in layers)
+        ffns = [layer.ffn for layer in self.config.layers]
+        routed = [tokens is not None and brings_routed(ffn, tokens) for ffn in ffns]
+        experts = [Experts.ROUTED if each else Experts.WHOLE for each in routed]
+        streams = [LayerLoad(front=not place.fronts, experts=each) for each in experts]
+        return tuple(LayerLoad() if layer in place.layers else streams[layer] for layer in layers)
 
     def step_overhead_seconds(self, rows: int) -> float:
         """What a step of so many rows takes outside of its tasks."""

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from moelens.cost.workload import StepShape
-from moelens.models.config import LayerConfig, ModelConfig, MoEFFN, Quantization
+from moelens.models.config import DenseFFN, LayerConfig, ModelConfig, MoEFFN, Quantization
 from moelens.pipeline.task import Stage
 
 ID_BYTES = 4  # an int32: of a token, a position, an expert
@@ -72,6 +72,15 @@ class RoutingLoad:
 
 
 EVEN = RoutingLoad()
+
+# Where fewer of a layer's experts are chosen than this share, waiting for them costs less than bringing all ahead of
+# time: their products, bound by reading them from the device's own faster memory, take less than the other half.
+ROUTED_SHARE = 0.5
+
+
+def brings_routed(ffn: MoEFFN | DenseFFN, tokens: int) -> bool:
+    """Whether a step of so many rows brings only the experts that these go to, once that is known."""
+    return isinstance(ffn, MoEFFN) and EVEN.touched(ffn, tokens) <= ROUTED_SHARE * ffn.experts
 
 
 def stage_work(stage: Stage, config: ModelConfig, layer: int, shape: StepShape, routing: RoutingLoad = EVEN) -> Work:

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+import math
+from collections.abc import Callable, Collection, Mapping, Sequence
+from dataclasses import dataclass, field
 
 from moelens.pipeline.task import Resource, Task
 
 SECONDS = 1e-15  # what is left of a task that counts as nothing
+LEAST_SPEED = 0.05  # of a core, however much links take
+LINKS = {Resource.TO_DEVICE, Resource.TO_HOST}
 
 Need = tuple[float, float]  # of a task: seconds where nothing else runs, and bytes of the host's memory that it moves
 
@@ -32,23 +35,50 @@ class StepTimes:
     carried_seconds: float = 0.0
 
 
+@dataclass(frozen=True)
+class Sharing:
+    """What lanes take from each other beside memory.
+
+    While the link moves both ways, each keeps `both_ways_share` of its speed. Where the lanes are threads of one
+    processor's `cores`, `taken` says how many of them a busy lane takes: what links take, those that compute lack. A
+    link's own speed stays, as it waits most of its time.
+    """
+
+    both_ways_share: float = 1.0
+    cores: float = math.inf
+    taken: Mapping[Resource, float] = field(default_factory=dict)
+
+    def speed(self, resource: Resource, busy: Collection[Resource]) -> float:
+        """What a lane keeps of its own speed while the `busy` ones are at work."""
+        if resource in LINKS:
+            return self.both_ways_share if set(busy) >= LINKS else 1.0
+        if self.cores == math.inf:
+            return 1.0
+        copying = sum(self.taken.get(one, 0.0) for one in busy if one in LINKS)
+        computing = sum(self.taken.get(one, 0.0) for one in busy if one not in LINKS)
+        return min(1.0, max(LEAST_SPEED, self.cores - copying) / computing) if computing else 1.0
+
+
 class SimulatedMachine:
     """In-order lanes, as a real machine has them, and one memory behind them.
 
     Each lane runs its tasks in the order of submission, each when all that it comes after has ended. While the tasks
     that run would together move more than `host_bytes_per_second`, those that use the host's memory all advance at the
-    same share of their own speed.
+    same share of their own speed. `sharing` is what they take from each other beside.
     """
 
-    def __init__(self, lanes: Mapping[Resource, int], host_bytes_per_second: float) -> None:
+    def __init__(
+        self, lanes: Mapping[Resource, int], host_bytes_per_second: float, sharing: Sharing | None = None
+    ) -> None:
         self._lanes = lanes
         self._rate = host_bytes_per_second
+        self._sharing = sharing or Sharing()
 
     def run(self, tasks: Sequence[Task], need: Callable[[Task], Need]) -> StepTimes:
         """The times of one step's tasks, given in an order in which they may be submitted."""
         if len(set(self._lanes.values())) == 1:
             return _one_after_another(tasks, need)
-        return _Clock(tasks, need, self._lanes, self._rate).run()
+        return _Clock(tasks, need, self._lanes, self._rate, self._sharing).run()
 
 
 def _one_after_another(tasks: Sequence[Task], need: Callable[[Task], Need]) -> StepTimes:
@@ -78,11 +108,17 @@ class _Running:
 
 class _Clock:
     def __init__(
-        self, tasks: Sequence[Task], need: Callable[[Task], Need], lanes: Mapping[Resource, int], rate: float
+        self,
+        tasks: Sequence[Task],
+        need: Callable[[Task], Need],
+        lanes: Mapping[Resource, int],
+        rate: float,
+        sharing: Sharing,
     ) -> None:
         self._tasks = tasks
         self._need = need
         self._rate = rate
+        self._sharing = sharing
         self._queues: dict[int, list[Task]] = {lane: [] for lane in set(lanes.values())}
         for task in reversed(tasks):
             self._queues[lanes[task.stage.resource]].append(task)  # the next one is the last
@@ -126,10 +162,15 @@ class _Clock:
         running = self._running.values()
         wanted = sum(one.bytes_per_second for one in running)
         share = min(1.0, self._rate / wanted) if wanted else 1.0
-        elapsed = min(one.left / (share if one.bytes_per_second else 1.0) for one in running)
+        busy = [one.task.stage.resource for one in running]
+        speeds = {
+            lane: min(share if one.bytes_per_second else 1.0, self._sharing.speed(one.task.stage.resource, busy))
+            for lane, one in self._running.items()
+        }
+        elapsed = min(one.left / speeds[lane] for lane, one in self._running.items())
         self._now += elapsed
         for lane, one in list(self._running.items()):
-            one.left -= elapsed * (share if one.bytes_per_second else 1.0)
+            one.left -= elapsed * speeds[lane]
             self._busy[one.task.stage.resource] += elapsed
             if one.left <= SECONDS:
                 self._ends[one.task.id] = self._now

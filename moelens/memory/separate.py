@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator
 
 import torch
 
-from moelens.cost.work import EVEN
+from moelens.cost.work import brings_routed
 from moelens.cost.workload import StepShape
 from moelens.errors import CapacityError
 from moelens.memory.arena import align
@@ -18,14 +18,11 @@ from moelens.memory.scratch_cache import ScratchCache
 from moelens.memory.stores import ArenaStore, Store
 from moelens.memory.weights import WeightStore
 from moelens.models.architecture import Weights
-from moelens.models.config import GQA, ModelConfig, MoEFFN
+from moelens.models.config import GQA, ModelConfig
 from moelens.ops.interface import AttentionRows, KVLayer, Ops
 from moelens.pipeline.task import Experts, LayerLoad
 from moelens.plan import Placement, Plan
 
-# Where fewer of a layer's experts are chosen than this share, waiting for them costs less than bringing all ahead of
-# time: their products, bound by reading them from the device's own faster memory, take less than the other half.
-ROUTED_SHARE = 0.5
 PLACES = 4  # of a part, for what comes to the device: token ids, positions, rows attended for, decodes and resumed
 
 
@@ -192,8 +189,7 @@ class SeparateMemory:
     def _load_of(self, layer: int, tokens: int) -> LayerLoad:
         if layer in self._placement.layers:
             return LayerLoad()
-        ffn = self._config.layers[layer].ffn
-        few = isinstance(ffn, MoEFFN) and EVEN.touched(ffn, tokens) <= ROUTED_SHARE * ffn.experts
+        few = brings_routed(self._config.layers[layer].ffn, tokens)
         return LayerLoad(not self._placement.fronts, Experts.ROUTED if few else Experts.WHOLE)
 
     def _block_chunks(self) -> set[int]:

@@ -21,7 +21,7 @@ DECODE_CONTEXT = 96  # of the steps in which only the number of rows is varied
 
 
 def summarise(architecture: Architecture, samples: Iterable[Sample], by_threads: tuple[float, ...]) -> HardwareSpec:
-    """The curves that the samples lie on."""
+    """The curves that the samples lie on, of a host that does all."""
     config, several = architecture.config, list(samples)
     points: dict[str, dict[float, list[float]]] = {}
 
@@ -56,7 +56,8 @@ def summarise(architecture: Architecture, samples: Iterable[Sample], by_threads:
         add(name, rows, extra)
     growing = {stage.value for stage in ROW_WISE}
     stages = {name: _curve(ys, 1.0 if name in growing else 0.0) for name, ys in sorted(points.items())}
-    overhead = min(sample.outside_seconds for sample in several)
+    # Of decodes, whose tasks wait for each other also where there is a device.
+    overhead = max(0.0, statistics.median(sample.outside_seconds for sample in several if sample.shape.decode_tokens))
     host = Processor("this processor", best_flops, max(by_threads), _memory_bytes(), overhead, stages)
     return HardwareSpec("this", host, bytes_per_second_by_threads=by_threads)
 

@@ -18,19 +18,22 @@ from moelens.cost.hardware import HardwareSpec, Processor
 from moelens.cost.seconds import CostModel
 from moelens.cost.work import layer_weight_bytes
 from moelens.cost.workload import StepShape
+from moelens.devices import CpuDevice, Device, EmulatedDevice
 from moelens.engine import Engine
 from moelens.machine.cpu import CpuMachine
-from moelens.memory.device import SharedMemory
 from moelens.memory.kv_cache import KVCache, kv_block_bytes
+from moelens.memory.weights import WeightStore
 from moelens.models.architecture import Architecture
-from moelens.ops.native import NativeOps
+from moelens.offload import Side, open_device, plan_device
+from moelens.ops.native import NativeOps, schedulable_cores
 from moelens.ops.sampling import Sampler
 from moelens.pipeline.actions import Actions
 from moelens.pipeline.executor import Executor
 from moelens.pipeline.step import step_tasks
-from moelens.pipeline.task import Stage
+from moelens.pipeline.task import LayerLoad, Stage
 from moelens.plan import Plan
 from moelens.planning.curves import DECODE_CONTEXT, MANY_ROWS, summarise
+from moelens.planning.link import Link, measure_link
 from moelens.planning.reading import ReadMeter, read_bytes_per_second
 from moelens.planning.samples import Sample, settle
 from moelens.request import Request
@@ -70,7 +73,8 @@ def probe(architecture: Architecture, ops: NativeOps, *, budget_seconds: float =
 class ProbeBench:
     """A few layers, a cache full of something, and what runs a step of any shape on them."""
 
-    def __init__(self, architecture: Architecture, ops: NativeOps) -> None:
+    def __init__(self, architecture: Architecture, ops: NativeOps, device: Device | None = None) -> None:
+        """With a device, its stages run there, and all weights lie there."""
         self.architecture = truncate(architecture, layers_for_cold(architecture))
         config = self.architecture.config
         self._ops = ops
@@ -83,14 +87,18 @@ class ProbeBench:
         for layer in self._cache.layers:  # pages that nobody wrote are one page of zeros, which a cache would hold
             layer.keys.fill_(0.01)
             layer.values.fill_(0.01)
-        self._memory = SharedMemory(self._weights, ops, len(config.layers))
-        self._executor = Executor(CpuMachine())
         self._sampler = Sampler(ops, vocab=config.vocab, eos_token_ids=(), threads=ops.threads)
         self._plan = Plan(step_tokens=PREFILL_ROWS[-1], max_requests=PREFILL_ROWS[-1], kv_blocks=self._blocks)
+        side = _open(device or CpuDevice(), self.architecture, self._weights, ops, self._plan)
+        self._device, self._memory, self._machine = device, side.memory, side.machine
+        self._executor = Executor(side.machine)
         self._fixed: tuple[float, float, float] | None = None  # what is measured once
         self._by_threads: tuple[float, ...] = ()
+        self._link: Link | None = None
         self._generator = torch.Generator().manual_seed(0)
-        self.meter = ReadMeter(ops.threads, METER_BYTES)
+        # An emulated device's threads read the same memory.
+        self._readers = schedulable_cores() if isinstance(device, EmulatedDevice) else ops.threads
+        self.meter = ReadMeter(self._readers, METER_BYTES)
         self.shapes = tuple(dict.fromkeys(self._shapes()))
         self.few_rows = tuple(shape for shape in self.shapes if shape[0] * shape[2] <= FEW_ROWS)
 
@@ -101,13 +109,29 @@ class ProbeBench:
     def spec(self, samples: Sequence[Sample], read_seconds_per_byte: float | None = None) -> HardwareSpec:
         """The machine by samples of each shape, with memory that reads at the given pace (None: as it did in them)."""
         if not self._by_threads:
-            self._by_threads = tuple(read_bytes_per_second(threads) for threads in range(1, self._ops.threads + 1))
+            self._by_threads = tuple(read_bytes_per_second(threads) for threads in range(1, self._readers + 1))
         spec = summarise(self.architecture, settle(samples, read_seconds_per_byte), self._by_threads)
         if self._fixed is None:
             step, row = self.step_seconds(spec.host.task_seconds)
             self._fixed = step, row, self.fresh_seconds()
         step, row, fresh = self._fixed
-        return dataclasses.replace(spec, step_seconds=step, row_seconds=row, fresh_seconds_per_byte=fresh)
+        spec = dataclasses.replace(spec, step_seconds=step, row_seconds=row, fresh_seconds_per_byte=fresh)
+        return spec if self._device is None else self._with_device(spec)
+
+    def _with_device(self, spec: HardwareSpec) -> HardwareSpec:
+        """The same machine as host and device, each by the curves of the stages that run there, and the link."""
+        if self._link is None:
+            self._link = measure_link(self._machine, self._memory, self.architecture.config)
+        spec = dataclasses.replace(
+            spec,
+            device=dataclasses.replace(spec.host, name="the device"),
+            to_device_bytes_per_second=self._link.up_bytes_per_second,
+            to_host_bytes_per_second=self._link.down_bytes_per_second,
+            both_ways_share=self._link.both_ways_share,
+        )
+        if isinstance(self._device, EmulatedDevice):
+            return _emulated(spec, self._ops, self._link, self._device)
+        return spec
 
     def run(self, requests: int, cached: int, rows: int) -> Sample:
         """One step of `requests` requests, each with `rows` new tokens after `cached` ones."""
@@ -149,7 +173,7 @@ class ProbeBench:
         for index in range(requests):
             engine.add(Request(index, array("i", range(BLOCK_TOKENS // 2)), params, seed=index))
         shape = StepShape(decode_tokens=requests, decode_context=requests, logit_rows=requests)
-        tasks = len(step_tasks([shape], self._memory.begin_step(shape), plan))
+        tasks = len(step_tasks([shape], (LayerLoad(),) * len(self.architecture.config.layers), plan))
         times: list[float] = []
         steps, begin, in_tasks = engine.run(), time.perf_counter(), 0.0
         for _ in steps:
@@ -199,6 +223,27 @@ class ProbeBench:
 
     def _pick(self, logits: torch.Tensor, rows: Sequence[LogitRow]) -> None:
         self._sampler.sample(logits, [row.request for row in rows])
+
+
+def _open(device: Device, architecture: Architecture, weights: WeightStore, ops: NativeOps, plan: Plan) -> Side:
+    """What runs steps. An emulated device gets room for all of the layers."""
+    if isinstance(device, EmulatedDevice):
+        device = dataclasses.replace(device, memory_bytes=1 << 40)
+    _, placement = plan_device(device, plan, architecture, ops, given=True)
+    return open_device(device, architecture, weights, ops, plan, placement)
+
+
+def _emulated(spec: HardwareSpec, ops: NativeOps, link: Link, device: EmulatedDevice) -> HardwareSpec:
+    """Device, host and link are threads of one processor, and share its memory."""
+    assert spec.device is not None
+    return dataclasses.replace(
+        spec,
+        host=dataclasses.replace(spec.host, cores=float(ops.threads)),
+        device=dataclasses.replace(spec.device, cores=float(device.threads)),
+        device_shares_memory=True,
+        cores=float(schedulable_cores()),
+        link_cores=min(1.0, device.link_bytes_per_second / link.copy_bytes_per_second),
+    )
 
 
 def layers_for_cold(architecture: Architecture) -> int:

@@ -7,11 +7,12 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 from moelens.cost.footprint import LOGIT_ROWS
+from moelens.cost.hardware import HardwareSpec
 from moelens.cost.lanes import OF_LOGITS, first_of_kind
 from moelens.cost.seconds import CostModel
 from moelens.cost.workload import StepShape, Workload
 from moelens.errors import CapacityError
-from moelens.machine.simulated import LANES, ONE_LANE, Need, SimulatedMachine, StepTimes
+from moelens.machine.simulated import LANES, LINKS, ONE_LANE, Need, Sharing, SimulatedMachine, StepTimes
 from moelens.pipeline.step import step_tasks
 from moelens.pipeline.task import Resource, Stage, Task
 from moelens.plan import Plan
@@ -92,11 +93,10 @@ class StepClock:
         self._plan = replace(plan, load_chunks=chunks)
         self._has_device = cost.hardware.device is not None
         lanes = LANES if self._has_device else ONE_LANE
-        self._machine = SimulatedMachine(lanes, cost.hardware.host.bytes_per_second)
-        self._patterns: dict[tuple[tuple[bool, bool, bool, int], ...], list[Task]] = {}
+        self._machine = SimulatedMachine(lanes, cost.hardware.host.bytes_per_second, _sharing(cost.hardware))
+        self._patterns: dict[tuple[object, ...], list[Task]] = {}
         self._kinds = first_of_kind(cost.config)
-        self._loads = cost.layer_loads()
-        streamed = [layer for layer, load in enumerate(self._loads) if load.streams]
+        streamed = [layer for layer, load in enumerate(cost.layer_loads()) if load.streams]
         self._first = frozenset(streamed[: plan.ring_layers])
         self._carried: float | None = None  # seconds that the step before has left for its last loads
 
@@ -140,10 +140,12 @@ class StepClock:
         return known
 
     def _tasks(self, parts: Sequence[StepShape]) -> list[Task]:
-        """The tasks of a step, which are the same whenever the same parts have decodes and prefills."""
-        pattern = tuple(_pattern(part) for part in parts)
+        """The tasks of a step, which are the same whenever the same parts have decodes and prefills, and the same
+        weights stream."""
+        loads = self._cost.layer_loads(sum(part.tokens for part in parts))
+        pattern = loads, *(_pattern(part) for part in parts)
         if pattern not in self._patterns:
-            self._patterns[pattern] = step_tasks(parts, self._loads, self._plan)
+            self._patterns[pattern] = step_tasks(parts, loads, self._plan)
         return self._patterns[pattern]
 
     def seconds(self, parts: Sequence[StepShape]) -> float:
@@ -153,6 +155,15 @@ class StepClock:
     def outside_seconds(self, parts: Sequence[StepShape]) -> float:
         """What of that lies outside of its tasks."""
         return self._cost.step_overhead_seconds(sum(part.tokens for part in parts))
+
+
+def _sharing(hardware: HardwareSpec) -> Sharing:
+    """What the machine's lanes take from each other."""
+    if hardware.device is None:
+        return Sharing()
+    links = dict.fromkeys(LINKS, hardware.link_cores)
+    computing = {Resource.DEVICE: hardware.device.cores, Resource.HOST: hardware.host.cores}
+    return Sharing(hardware.both_ways_share, hardware.cores, {**links, **computing})
 
 
 def _pattern(part: StepShape) -> tuple[bool, bool, bool, int]:

@@ -10,7 +10,8 @@ from moelens.cost.seconds import DECODES_CALL, HUGE_PAGE_BYTES, PREFILLS_CALL, S
 from moelens.cost.work import stage_work
 from moelens.cost.workload import StepShape
 from moelens.models.config import GQA, LayerConfig, ModelConfig, MoEFFN, Rope
-from moelens.pipeline.task import Stage
+from moelens.pipeline.task import Experts, LayerLoad, Stage
+from moelens.plan import Placement
 
 LAYER = LayerConfig(GQA(4, 2, 4, 0.5, Rope((1.0, 0.1))), MoEFFN(8, 2, 16))
 CONFIG = ModelConfig("toy", 16, 100, (LAYER,), torch.bfloat16, max_context=1024, tied_embeddings=False)
@@ -99,3 +100,13 @@ def test_resumed_prompts_cost_as_prompts_do() -> None:
     flops = stage_work(Stage.ATTEND_RESUMED, CONFIG, 0, shape).flops
     assert flops == 4 * 50 * 16
     assert MEASURED.demand(Stage.ATTEND_RESUMED, 0, shape).seconds == pytest.approx(2.0 * flops + 0.125 + 0.5)
+
+
+def test_few_rows_bring_only_the_experts_that_they_go_to() -> None:
+    """Of 8 experts, a row goes to 2, 2 rows to 3.5 and 3 rows to 4.6: up to a half, these are brought alone."""
+    streamed = Placement(True, frozenset(), 1, 1, 1, 1, 1)
+    cost = CostModel(CONFIG, BOTH.hardware, placement=streamed)
+    assert [cost.layer_loads(rows)[0].experts for rows in (1, 2, 3)] == [Experts.ROUTED, Experts.ROUTED, Experts.WHOLE]
+    assert cost.layer_loads()[0] == LayerLoad(front=False, experts=Experts.WHOLE)
+    held = CostModel(CONFIG, BOTH.hardware, placement=Placement(True, frozenset({0}), 1, 1, 1, 1, 1))
+    assert held.layer_loads(1) == (LayerLoad(),)

@@ -7,7 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from moelens.cost.workload import StepShape
-from moelens.machine.simulated import LANES, ONE_LANE, SimulatedMachine
+from moelens.machine.simulated import LANES, ONE_LANE, Sharing, SimulatedMachine
 from moelens.pipeline.step import step_tasks
 from moelens.pipeline.task import Experts, LayerLoad, Resource, Stage, Task
 from moelens.plan import Plan
@@ -46,6 +46,22 @@ def test_what_does_not_use_the_memory_is_not_slowed() -> None:
     needs = {0: (1.0, 20.0), 1: (1.0, 0.0)}
     times = SimulatedMachine(LANES, 10.0).run([LOAD, independent], lambda t: needs[t.id])
     assert times.ends == pytest.approx((2.0, 1.0))
+
+
+def test_copies_take_cores_from_those_that_compute() -> None:
+    """A link that takes half of a core of two leaves 1.5 to two lanes that compute: 3/4 of their speed."""
+    sharing = Sharing(cores=2.0, taken={Resource.TO_DEVICE: 0.5, Resource.DEVICE: 1.0, Resource.HOST: 1.0})
+    tasks = [LOAD, ATTEND, task(2, Stage.BEFORE_ATTENTION)]
+    needs = {0: (1.0, 0.0), 1: (1.0, 0.0), 2: (1.0, 0.0)}
+    times = SimulatedMachine(LANES, 1.0, sharing).run(tasks, lambda t: needs[t.id])
+    assert times.ends == pytest.approx((1.0, 1.25, 1.25))
+
+
+def test_a_link_that_moves_both_ways_is_slower_each_way() -> None:
+    tasks = [LOAD, task(1, Stage.OFFLOAD)]
+    needs = {0: (2.0, 0.0), 1: (1.0, 0.0)}
+    times = SimulatedMachine(LANES, 1.0, Sharing(both_ways_share=0.5)).run(tasks, lambda t: needs[t.id])
+    assert times.ends == pytest.approx((3.0, 2.0))
 
 
 shapes = st.builds(lambda d, p: StepShape(d, 9 * d, p if d or p else 1, 9 * p, 1), st.integers(0, 3), st.integers(0, 3))

@@ -9,6 +9,7 @@ import pytest
 from moelens.cost.hardware import from_json, to_json
 from moelens.cost.seconds import CostModel
 from moelens.cost.workload import StepShape
+from moelens.devices import EmulatedDevice
 from moelens.models.architecture import Architecture
 from moelens.models.registry import build
 from moelens.ops.native import NativeOps
@@ -61,6 +62,25 @@ def test_experts_are_counted_that_rows_went_to(architecture: Architecture) -> No
     assert one.experts_touched == 2  # of the one row's own choice
     assert 2 < many.experts_touched <= 4
     assert one.read_seconds_per_byte > 0
+
+
+def test_host_device_and_link_are_measured_apart(architecture: Architecture, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(probe, "DECODE_ROWS", (1, 8))
+    monkeypatch.setattr(probe, "PREFILL_ROWS", (16, 512, 2048))
+    monkeypatch.setattr(probe, "CONTEXTS", (16, 256))
+    monkeypatch.setattr(probe, "PROMPTS", (64, 2048))
+    bench = ProbeBench(architecture, NativeOps(1), EmulatedDevice(1, 2e8))
+    spec = bench.spec(bench.round())
+    assert spec.device is not None and spec.device_shares_memory
+    for rate in (spec.to_device_bytes_per_second, spec.to_host_bytes_per_second):
+        assert rate < 2.5e8  # as the link is no faster
+    assert 0 < spec.both_ways_share <= 1 and 0 < spec.link_cores <= 1
+    assert spec.device.cores == spec.host.cores == 1 <= spec.cores
+    assert from_json(json.loads(json.dumps(to_json(spec))), "here") == spec
+    cost = CostModel(architecture.config, spec)
+    shape = StepShape(5, 500, 600, 9000, 10, 100, 3000)
+    for stage in Stage:
+        assert 0 <= cost.demand(stage, 0, shape).seconds < 10
 
 
 def test_enough_layers_for_no_cache_to_hold_them(architecture: Architecture) -> None:

@@ -64,7 +64,8 @@ ALLOWED: dict[str, set[str]] = {
     "planning.probe": RECORDS
     | {"cost", "ops", "ops.interface", "models", "models.architecture", "memory", "machine", "checkpoint"}
     | {"schedule", "schedule.batch", "pipeline", "stopping", "engine", "planning", "planning.curves"}
-    | {"planning.reading"},
+    | {"planning.reading", "planning.link", "devices", "offload"},
+    "planning.link": RECORDS | {"machine", "memory", "models.config"},
     "planning.measured": {"cost", "errors", "models", "models.architecture", "models.config", "ops", "planning.probe"},
     "planning.advice": RECORDS
     | {"cost", "ops", "models", "models.architecture", "memory", "checkpoint", "planning", "planning.measured"},
