@@ -70,7 +70,7 @@ JOBS = (
 )
 
 
-STREAMED_JOBS = (Job(64, 64, 8), Job(16, 256, 8), Job(256, 32, 6))
+STREAMED_JOBS = (Job(64, 64, 8), Job(16, 256, 8), Job(128, 32, 6), Job(4, 512, 8))
 
 
 class Turns:
@@ -134,7 +134,8 @@ class Stand:
         self._ops = NativeOps(host_threads(self._device, None))
         self._streams = not isinstance(self._device, CpuDevice)
         self.bench = ProbeBench(self.architecture, self._ops, self._device if self._streams else None)
-        self.bench.round()
+        for shape in self.bench.few_rows:  # warms the threads and the allocator up
+            self.bench.run(*shape)
         self.samples: deque[Sample] = deque(maxlen=ROUNDS * len(self.bench.shapes))
         self.samples.extend([*self.bench.round(), *self.bench.round()])
 
