@@ -52,6 +52,7 @@ from moelens.request import Request
 ROUNDS = 8  # of the probe that are remembered
 TURN_SECONDS = 0.25  # of a run between two turns of the probe
 PROBE_SECONDS = 0.06  # of a turn
+NEVER_SAMPLED = 7  # but for once in 32,768 tokens: a request with it may end at any time, as far as anybody knows
 MANY_EVERY = 16  # turns with a shape of many rows in them
 
 JOBS = (
@@ -61,10 +62,10 @@ JOBS = (
     Job(4, 128, 256),
     Job(8, 1024, 16),
     Job(8, 64, 128, kv_tokens=768),
-    Job(16, 256, 64, kv_tokens=2560),
+    Job(16, 128, 96, kv_tokens=3072),
     Job(32, 128, 64),
     Job(64, 64, 32, kv_tokens=2560),
-    Job(128, 32, 32, kv_tokens=3072),
+    Job(64, 16, 64, kv_tokens=4096),
     Job(256, 16, 16),
     Job(512, 16, 8),
 )
@@ -177,14 +178,15 @@ class Stand:
         hardware = self.bench.spec(list(self.samples), pace)
         cost = CostModel(config, hardware, load_chunks=plan.load_chunks, placement=placement)
         workload = Workload.even(job.requests, job.prompt_tokens, job.output_tokens)
-        return cost, simulate(cost, plan, workload)
+        return cost, simulate(cost, plan, workload, ends_known=job.ends_known)
 
 
 def generate(llm: LLM, job: Job, vocab: int) -> float:
     """Seconds of the job."""
     random = np.random.default_rng(0)
     prompts = [{"prompt_token_ids": random.integers(0, vocab, job.prompt_tokens).tolist()} for _ in range(job.requests)]
-    params = SamplingParams(max_tokens=job.output_tokens, ignore_eos=True, detokenize=False)
+    stops = [] if job.ends_known else [NEVER_SAMPLED]
+    params = SamplingParams(max_tokens=job.output_tokens, ignore_eos=True, stop_token_ids=stops, detokenize=False)
     gc.collect()
     begin = time.perf_counter()
     llm.generate(prompts, params, use_tqdm=False)

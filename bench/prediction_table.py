@@ -12,12 +12,17 @@ from typing import Any
 
 @dataclass(frozen=True)
 class Job:
-    """Requests of one prompt and output length; `kv_tokens` is a cache so small that requests are preempted."""
+    """Requests of one prompt and output length; `kv_tokens` is a cache so small that requests are preempted, for which
+    their ends must not be known."""
 
     requests: int
     prompt_tokens: int
     output_tokens: int
     kv_tokens: int | None = None
+
+    @property
+    def ends_known(self) -> bool:
+        return self.kv_tokens is None
 
 
 @dataclass(frozen=True)

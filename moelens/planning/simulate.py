@@ -173,15 +173,18 @@ def _pattern(part: StepShape) -> tuple[bool, bool, bool, int]:
     return part.decode_tokens > 0, fresh, part.resumed_tokens > 0, groups
 
 
-def simulate(cost: CostModel, plan: Plan, workload: Workload) -> Prediction:
+def simulate(cost: CostModel, plan: Plan, workload: Workload, *, ends_known: bool = True) -> Prediction:
     """Run a job on clocks. All prompts are taken to be different.
+
+    With `ends_known` the scheduler knows when requests will end, as it does where nothing but their limit ends them;
+    else it finds out, and preempts when it has admitted too many.
 
     Raises CapacityError when a request is longer than the cache.
     """
     check_fits(plan, workload)
     clock = StepClock(cost, plan)
     scheduler = Scheduler(_without_sharing(plan), _Finish(), StepPricing(cost) if plan.parts > 1 else None)
-    waiting = _requests(workload)
+    waiting = _requests(workload, ends_known)
     prediction = Prediction(sum(workload.prompt_tokens), sum(workload.output_tokens))
     history = _History()
     while True:
@@ -288,12 +291,12 @@ def check_fits(plan: Plan, workload: Workload) -> None:
         )
 
 
-def _requests(workload: Workload) -> Iterator[Request]:
+def _requests(workload: Workload, ends_known: bool) -> Iterator[Request]:
     prompts: dict[int, array[int]] = {}
     params: dict[int, SamplingParams] = {}
     for index, (prompt, output) in enumerate(zip(workload.prompt_tokens, workload.output_tokens, strict=True)):
         tokens = prompts.setdefault(prompt, array("i", bytes(4 * prompt)))
-        known = params.setdefault(output, SamplingParams(max_tokens=output, ignore_eos=True))
+        known = params.setdefault(output, SamplingParams(max_tokens=output, ignore_eos=ends_known))
         yield Request(index, tokens, known, seed=0)
 
 

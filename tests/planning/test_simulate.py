@@ -37,6 +37,13 @@ def test_without_preemption_every_row_is_computed_once() -> None:
     assert job.seconds == pytest.approx(sum(job.stage_seconds.values()) + job.outside_seconds)
 
 
+def test_where_ends_are_unknown_a_small_cache_preempts_and_computes_again() -> None:
+    plan = dataclasses.replace(PLAN, kv_blocks=12)
+    job = simulate(CostModel(CONFIG, CPU_ONLY), plan, Workload.even(8, 30, 100), ends_known=False)
+    assert job.preemptions > 0
+    assert job.prefill_rows > 8 * 30
+
+
 def test_a_small_cache_takes_longer_but_computes_nothing_twice() -> None:
     plan = dataclasses.replace(PLAN, kv_blocks=12)
     job = simulate(CostModel(CONFIG, CPU_ONLY), plan, Workload.even(8, 30, 100))
