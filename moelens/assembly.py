@@ -14,6 +14,7 @@ from moelens.checkpoint.load import load_weights
 from moelens.checkpoint.random import random_weights
 from moelens.checkpoint.shared import shared_weights
 from moelens.checkpoint.source import read_config, read_generation_config
+from moelens.choosing import LimitChooser
 from moelens.devices import parse_device
 from moelens.engine import Engine
 from moelens.errors import CapacityError
@@ -23,13 +24,14 @@ from moelens.memory.available import available_bytes
 from moelens.memory.kv_cache import kv_block_bytes
 from moelens.memory.weights import WeightStore, store_bytes
 from moelens.models.architecture import Architecture
-from moelens.models.config import Quantization
+from moelens.models.config import ModelConfig, Quantization
 from moelens.models.registry import build
 from moelens.offload import Budget, check_device, host_threads, open_device, plan_device, price_steps
 from moelens.ops.native import NativeOps
 from moelens.options import EngineOptions
 from moelens.plan import Plan
 from moelens.planning.default import BLOCK_TOKENS, Limits, Sizes, choose_plan
+from moelens.planning.tuning import Room
 from moelens.stopping import Stopping
 from moelens.text.tokenizer import Tokenizer
 
@@ -51,7 +53,9 @@ def build_engine(
     architecture = build(read_config(folder, options.hf_overrides), DTYPES[options.dtype], quantization)
     threads = options.plan.threads if options.plan else host_threads(device, options.num_threads)
     ops = NativeOps(threads, empty=ActivationPool().empty)
-    plan, max_model_len = _plan(options, architecture, ops)
+    sizes = Sizes(store_bytes(architecture, ops), kv_block_bytes(architecture.config, ops, BLOCK_TOKENS))
+    memory_bytes = _memory_bytes(options)
+    plan, max_model_len = _plan(options, architecture.config, sizes, memory_bytes, ops.threads)
     budget = Budget(options.gpu_memory_utilization, options.gpu_memory_bytes)
     plan, placement = plan_device(device, plan, architecture, ops, given=options.plan is not None, budget=budget)
     weights = _weights(options, folder, architecture, ops, show_progress)
@@ -60,24 +64,27 @@ def build_engine(
     pricing = price_steps(device, architecture.config, plan, placement)
     engine = Engine(architecture, weights, ops, side.machine, plan, stopping, side.memory, pricing)
     expect_steps(engine)
+    left = memory_bytes - sizes.weight_bytes
+    room = Room(options.fixed_limits(), left, sizes.block_bytes, has_device=engine.has_device)
+    engine.chooser = LimitChooser(engine, room, pricing)
     return engine
 
 
-def _plan(options: EngineOptions, architecture: Architecture, ops: NativeOps) -> tuple[Plan, int]:
-    config = architecture.config
+def _plan(
+    options: EngineOptions, config: ModelConfig, sizes: Sizes, memory_bytes: int, threads: int
+) -> tuple[Plan, int]:
     if options.plan is not None:
         length = min(options.max_model_len or config.max_context, options.plan.kv_tokens)
         return options.plan, length
-    sizes = Sizes(store_bytes(architecture, ops), kv_block_bytes(config, ops, BLOCK_TOKENS))
     limits = Limits(
-        memory_bytes=_memory_bytes(options),
+        memory_bytes=memory_bytes,
         max_model_len=options.max_model_len,
         max_requests=options.max_num_seqs,
         step_tokens=options.max_num_batched_tokens,
         kv_bytes=options.kv_cache_memory_bytes,
         share_prefixes=options.enable_prefix_caching,
     )
-    return choose_plan(config, sizes, limits, ops.threads)
+    return choose_plan(config, sizes, limits, threads)
 
 
 def _memory_bytes(options: EngineOptions) -> int:

@@ -10,7 +10,7 @@ from typing import Protocol
 
 import torch
 
-from moelens.cost.workload import StepShape
+from moelens.cost.workload import StepShape, Workload
 from moelens.machine.machine import Machine
 from moelens.memory.device import DeviceMemory, SharedMemory
 from moelens.memory.kv_cache import KVCache
@@ -29,6 +29,14 @@ from moelens.schedule.batch import LogitRow
 from moelens.schedule.scheduler import Scheduler, Step
 from moelens.schedule.split import Pricing
 from moelens.stopping import Stopping
+
+
+class Chooser(Protocol):
+    """Chooses limits of steps for requests that are about to run; see `moelens.choosing`."""
+
+    @property
+    def reasons(self) -> tuple[str, ...]: ...
+    def choose(self, workload: Workload) -> None: ...
 
 
 class ObserveStep(Protocol):
@@ -113,6 +121,7 @@ class Engine:
         self.plan = plan
         self.totals = EngineTotals()
         self.on_step: ObserveStep | None = None
+        self.chooser: Chooser | None = None
         self.expect_seconds: Callable[[Sequence[StepShape]], float] | None = None  # of a step, by its parts
         self.has_device = device is not None and not isinstance(device, SharedMemory)
         self.last_timeline = Timeline()  # of the last step
@@ -156,6 +165,11 @@ class Engine:
     def scheduler(self) -> Scheduler:
         """For its counts: waiting, running, preemptions, free blocks."""
         return self._scheduler
+
+    def adopt(self, plan: Plan) -> None:
+        """Go on with other limits of steps, from the next step on; all that was laid out in memory stays."""
+        self.plan = plan
+        self._scheduler.adopt(plan)
 
     def add(self, request: Request) -> None:
         """Queue a request; raises ValidationError when the cache could never hold it."""

@@ -37,7 +37,7 @@ def expect_steps(engine: Engine) -> None:
     """Have the engine count what its steps are expected to take, if this machine was measured before."""
     from moelens.planning.simulate import StepClock
 
-    hardware = _known_hardware(engine)
+    hardware = known_machine(engine)
     if hardware is not None:
         engine.expect_seconds = StepClock(_cost_model(engine, hardware), engine.plan).seconds
 
@@ -46,13 +46,13 @@ def make_forecast(engine: Engine, workload: Workload) -> Forecast:
     """Of the engine's machine as it was measured, or else of one that the first steps make known."""
     from moelens.planning.forecast import Forecast, unmeasured
 
-    known = _known_hardware(engine)
+    known = known_machine(engine)
     hardware = known or unmeasured(engine.plan.threads, has_device=engine.has_device)
     return Forecast(_cost_model(engine, hardware), engine.plan, workload, is_measured=known is not None)
 
 
-def _known_hardware(engine: Engine) -> HardwareSpec | None:
-    """None with a device: only hosts have been measured so far."""
+def known_machine(engine: Engine) -> HardwareSpec | None:
+    """The engine's machine as it was measured before; None when it was not, or has a device, as only hosts were."""
     from moelens.ops.native import choose_isa
     from moelens.planning.measured import known_hardware
 

@@ -12,6 +12,7 @@ import torch
 
 from moelens.arguments import ABSENT_METHODS, check_fixed, dtype_name, refuse_arguments, refuse_call_arguments
 from moelens.checkpoint.source import find_checkpoint, find_settings
+from moelens.cost.workload import Workload
 from moelens.defaults import recommended_fields
 from moelens.errors import ConfigError, UnsupportedCallError
 from moelens.forecasting import forecasting
@@ -172,7 +173,7 @@ class LLM:
         """
         call = Call()
         self._submit(call, prompts, sampling_params, use_tqdm, tokenization_kwargs)
-        with forecasting(self.engine, self.session.workload(call), wanted=bool(use_tqdm)) as forecast:
+        with forecasting(self.engine, self.choose_plan(call), wanted=bool(use_tqdm)) as forecast:
             bar = GenerationBar(bar_factory(use_tqdm), call.submitted, forecast=forecast)
             yield from self.session.results(call, bar)
 
@@ -275,6 +276,23 @@ class LLM:
         """The engine's counts since the beginning, and its state."""
         return engine_metrics(self.engine)
 
+    @property
+    def plan(self) -> Plan:
+        """How the model is run, by what the last call asked for; tokens do not depend on it."""
+        return self.engine.plan
+
+    @property
+    def plan_reasons(self) -> tuple[str, ...]:
+        """Why it is run so."""
+        return self.engine.chooser.reasons if self.engine.chooser is not None else ()
+
+    def choose_plan(self, call: Call) -> Workload | None:
+        """Choose the plan anew for the unfinished requests of `call`, and return what these are."""
+        workload = self.session.workload(call)
+        if workload is not None and self.engine.chooser is not None:
+            self.engine.chooser.choose(workload)
+        return workload
+
     def start_timeline(self) -> None:
         """From now on, remember when each task of each step ran; what was remembered before is dropped."""
         self.engine.recorded_timeline = Timeline()
@@ -336,7 +354,7 @@ class LLM:
 
     def _finish(self, call: Call, use_tqdm: bool | BarFactory) -> list[RequestOutput]:
         total = call.unfinished + len(call.ready)
-        with forecasting(self.engine, self.session.workload(call), wanted=bool(use_tqdm)) as forecast:
+        with forecasting(self.engine, self.choose_plan(call), wanted=bool(use_tqdm)) as forecast:
             bar = GenerationBar(bar_factory(use_tqdm), total, forecast=forecast)
             return sorted(self.session.results(call, bar), key=lambda output: output.prompt_index)
 

@@ -99,6 +99,13 @@ class EngineOptions:
                 "and pinning would give each process pages of its own. Leave one of them out."
             )
 
+    def fixed_limits(self) -> frozenset[str]:
+        """The limits of steps, by their names in a plan, that the user fixed."""
+        if self.plan is not None:
+            return frozenset(("max_requests", "step_tokens"))
+        given = {"max_requests": self.max_num_seqs, "step_tokens": self.max_num_batched_tokens}
+        return frozenset(name for name, value in given.items() if value is not None)
+
     def _fixed_by_plan(self) -> list[str]:
         names = ("max_num_seqs", "max_num_batched_tokens", "kv_cache_memory_bytes", "num_threads")
         return [name for name in names if getattr(self, name) is not None]

@@ -51,6 +51,10 @@ class Feed:
         self.samples += ask.params.n
         return None
 
+    def choose_plan(self) -> None:
+        """Choose the model's plan by the lines that are in it."""
+        self._llm.choose_plan(self._call)
+
     def step(self) -> Sequence[tuple[Ask, RequestOutput]]:
         """Run one step; returns the lines that it completed."""
         self._session.step(self._call, self)

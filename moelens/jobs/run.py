@@ -125,6 +125,7 @@ class _Loop:
         self._progress = progress
         self._window = window
         self._faults: list[bytes] = []
+        self._has_plan = False
         self.exhausted = False
 
     def top_up(self, stop: StopSignals) -> bool:
@@ -142,7 +143,10 @@ class _Loop:
         return self._feed.asks > 0
 
     def step(self) -> None:
-        """Run a step and write what it completed."""
+        """Run a step and write what it completed; the first lines stand for all."""
+        if not self._has_plan:
+            self._feed.choose_plan()
+            self._has_plan = True
         done = self._feed.step()
         lines = [answer_line(ask, output) for ask, output in done]
         failed = sum(any(one.finish_reason == "error" for one in output.outputs) for _, output in done)

@@ -19,6 +19,12 @@ class StepPricing:
         self._drift = Drift()
         self._expected = LaneCosts.of(cost)
         self._lanes = self._expected
+        self.observed_steps = 0
+
+    @property
+    def cost(self) -> CostModel:
+        """The cost model as it stands."""
+        return self._lanes.cost
 
     def row_seconds(self, shape: StepShape) -> RowSeconds:
         return self._lanes.row_seconds(shape)
@@ -34,5 +40,6 @@ class StepPricing:
         if not stage_seconds.get(Stage.LOAD_EXPERTS):  # or fewer weights came than are expected
             expected[Stage.LOAD] = self._expected.load_seconds
         self._drift.observe(expected, stage_seconds)
+        self.observed_steps += 1
         scales = self._drift.scales
         self._lanes = LaneCosts(replace(self._expected.cost, scales=scales), self._expected.kinds)

@@ -77,6 +77,8 @@ class BlockDemand:
 
     def start(self, row: int, tokens: int, left: int, shared: int, waiting: int) -> None:
         """Count a request in, whose first output token comes with this step; with none `waiting` there is no pace."""
+        if row >= self._runs.size:
+            self._grow()
         if self._is_paced(tokens, left, shared, waiting):
             self._credit -= self._held_over_time(tokens, left, shared)
         if self._moments is not None and self._blocks is not None:
@@ -116,6 +118,12 @@ class BlockDemand:
         assert self._blocks is not None
         more = self._curve(tokens, left, shared, self._moments)
         return bool(np.all(self._blocks + more <= self._kv_blocks))
+
+    def _grow(self) -> None:
+        """Make room for as many rows again."""
+        arrays = (self._origins, self._ends, self._shared, self._most)
+        self._origins, self._ends, self._shared, self._most = (np.concatenate([a, np.zeros_like(a)]) for a in arrays)
+        self._runs = np.concatenate([self._runs, np.zeros_like(self._runs)])
 
     def _is_paced(self, tokens: int, left: int, shared: int, waiting: int) -> bool:
         """Whether `waiting` such requests end sooner at a steady pace than in waves that fill the cache."""

@@ -23,6 +23,8 @@ class BlockPool:
         self._published: dict[bytes, int] = {}
         self._retained: OrderedDict[int, None] = OrderedDict()  # published, held by nobody, oldest first
         self._most_retained = retained
+        self._blocks = blocks
+        self.touched = 0  # blocks that were ever given: those given back go first
 
     @property
     def free(self) -> int:
@@ -35,6 +37,7 @@ class BlockPool:
         taken = [self._free.pop() if self._free else self._forget_oldest() for _ in range(count)]
         for block in taken:
             self._holders[block] = 1
+        self.touched = max(self.touched, self._blocks - len(self._free))
         return taken
 
     def find(self, keys: list[bytes]) -> list[int]:
@@ -89,7 +92,10 @@ class BlockPool:
 
 
 class BlockTables:
-    """The blocks of every running request, one row each, in one int32 table that batches are cut from."""
+    """The blocks of every running request, one row each, in one int32 table that batches are cut from.
+
+    It begins with rows for `requests`, and grows when there are more.
+    """
 
     def __init__(self, pool: BlockPool, requests: int, block_tokens: int) -> None:
         self._pool = pool
@@ -97,11 +103,6 @@ class BlockTables:
         self._table = np.zeros((requests, 16), dtype=np.int32)
         self._lengths = [0] * requests
         self._free_rows = list(range(requests - 1, -1, -1))
-
-    @property
-    def free_rows(self) -> int:
-        """Number of requests that could be added."""
-        return len(self._free_rows)
 
     def blocks_needed(self, tokens: int) -> int:
         """Blocks that `tokens` tokens of one request take."""
@@ -114,6 +115,11 @@ class BlockTables:
     def add_row(self, shared: list[int]) -> int:
         """A row that begins with blocks which others hold or held."""
         self._pool.share(shared)
+        if not self._free_rows:
+            rows = len(self._lengths)
+            self._table = np.concatenate([self._table, np.zeros_like(self._table)])
+            self._lengths += [0] * rows
+            self._free_rows = list(range(2 * rows - 1, rows - 1, -1))
         row = self._free_rows.pop()
         self._append(row, shared)
         return row

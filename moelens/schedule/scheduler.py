@@ -75,6 +75,11 @@ class Scheduler:
         return len(self._running)
 
     @property
+    def touched_blocks(self) -> int:
+        """Blocks that somebody has held at some time, and whose memory is therefore taken."""
+        return self._pool.touched
+
+    @property
     def free_blocks(self) -> int:
         """Blocks of the cache that nobody holds."""
         return self._pool.free
@@ -105,6 +110,15 @@ class Scheduler:
         for request in dropped:
             request.finish_reason = "abort"
         return dropped
+
+    def adopt(self, plan: Plan) -> None:
+        """Go on with other limits of steps; the cache stays as it is."""
+        assert (plan.kv_blocks, plan.block_tokens) == (self._plan.kv_blocks, self._plan.block_tokens)
+        self._plan = plan
+
+    def expected_output_tokens(self, request: Request) -> int:
+        """Of a request, in all: its limit, or where it may end before that what outputs of late were long."""
+        return request.num_output_tokens + self._left(request)
 
     def forget_prefixes(self) -> None:
         """Free the blocks that are kept for prompts that begin alike."""
@@ -179,7 +193,12 @@ class Scheduler:
 
     def _admit(self, chunks: list[Chunk], budget: int) -> None:
         passed_over: list[Request] = []
-        while self._waiting and budget > 0 and self._tables.free_rows and len(passed_over) < LOOK_AHEAD:
+        while (
+            self._waiting
+            and budget > 0
+            and len(self._running) < self._plan.max_requests
+            and len(passed_over) < LOOK_AHEAD
+        ):
             request = self._waiting[0]
             keys = BlockKeys(self._plan.block_tokens)
             shareable = self._shareable(request, keys)

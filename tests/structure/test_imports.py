@@ -77,6 +77,7 @@ ALLOWED: dict[str, set[str]] = {
     "offload": RECORDS | {"cost", "ops", "ops.interface", "models", "memory", "machine", "planning"},
     "assembly": RECORDS
     | {
+        "choosing",
         "forecasting",
         "offload",
         "ops",
@@ -95,6 +96,7 @@ ALLOWED: dict[str, set[str]] = {
     "defaults": RECORDS | {"checkpoint"},
     "progress": set(),
     "forecasting": RECORDS | {"cost", "ops", "planning", "planning.measured", "engine"},
+    "choosing": RECORDS | {"cost", "planning", "forecasting", "engine"},
     "results": RECORDS | {"text", "stopping"},
     "session": RECORDS | {"text", "progress", "results", "engine"},
     "metrics": RECORDS | {"engine"},

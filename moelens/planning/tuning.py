@@ -1,0 +1,101 @@
+"""Fits the limits of steps to the requests that are known, around a cache and memory that are laid out already."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from moelens.cost.footprint import activation_bytes
+from moelens.cost.seconds import CostModel
+from moelens.cost.workload import Workload
+from moelens.errors import CapacityError
+from moelens.plan import Plan
+from moelens.planning.predict import predict
+from moelens.planning.search import REQUESTS, STEP_TOKENS, WORTH
+
+UNMEASURED_WORTH = 1.1  # what another plan must gain on a machine that is only guessed at
+LEAST_SECONDS = 2.0  # of a job that is worth choosing for
+SIMULATED_ROWS = 10_000  # of a job that is simulated rather than reckoned in closed form
+LONG_SECONDS = 30.0  # of a job that is worth some tenths of a second of simulating
+
+
+@dataclass(frozen=True)
+class Room:
+    """Within what limits may change after loading.
+
+    `fixed` are the names of those that the user gave. The host has `memory_bytes` for cache and activations, where a
+    block takes `block_bytes`. On a device, steps may not have more rows than it was laid out for.
+    """
+
+    fixed: frozenset[str]
+    memory_bytes: int
+    block_bytes: int
+    has_device: bool
+
+
+@dataclass(frozen=True)
+class Tuning:
+    """The chosen plan, and why."""
+
+    plan: Plan
+    reasons: tuple[str, ...]
+
+
+def tune(cost: CostModel, base: Plan, room: Room, workload: Workload, *, measured: bool, touched_blocks: int) -> Tuning:
+    """`base`, or the plan with other limits of steps that is expected to end `workload` clearly sooner.
+
+    `touched_blocks` of the cache have their memory already. On a machine that was not `measured` another plan has to
+    gain 10 %, else 2 %.
+    """
+    others = list(_others(cost, base, room, workload, touched_blocks))
+    if not others:
+        return Tuning(base, (f"other limits that are free change nothing for {workload.requests} requests",))
+    usual = _seconds(cost, base, workload, 0)
+    if usual is None or usual < LEAST_SECONDS:
+        return Tuning(base, ("the default, as there is little to do",))
+    rows = SIMULATED_ROWS if usual >= LONG_SECONDS else 0
+    if rows >= sum(workload.output_tokens) + workload.requests:
+        usual = _seconds(cost, base, workload, rows) or usual
+    tried = [(_seconds(cost, plan, workload, rows) or usual, plan) for plan in others]
+    seconds, best = min(tried, key=lambda pair: pair[0])
+    gain = usual / seconds
+    machine = cost.hardware.name if measured else "a machine that was not measured"
+    if gain < (WORTH if measured else UNMEASURED_WORTH):
+        return Tuning(base, (f"the default, which none of {len(others)} others clearly beats on {machine}",))
+    limits = f"steps of {best.step_tokens} rows and {best.max_requests} requests at most"
+    return Tuning(best, (f"{limits}: expected to be {gain:.2f} times as fast as the default on {machine}",))
+
+
+def _others(cost: CostModel, base: Plan, room: Room, workload: Workload, touched: int) -> Iterator[Plan]:
+    """Plans that differ from the base one for these requests."""
+    rows = workload.requests + sum(workload.prompt_tokens)  # more than this in a step change nothing
+    seen = {_effect(base, workload.requests, rows)}
+    for requests in (base.max_requests,) if "max_requests" in room.fixed else (base.max_requests, *REQUESTS):
+        for step_tokens in (base.step_tokens,) if "step_tokens" in room.fixed else (base.step_tokens, *STEP_TOKENS):
+            if step_tokens < requests or (room.has_device and step_tokens > base.step_tokens):
+                continue
+            plan = dataclasses.replace(base, max_requests=requests, step_tokens=step_tokens)
+            effect = _effect(plan, workload.requests, rows)
+            if effect not in seen and _has_room(cost, plan, room, workload, touched):
+                seen.add(effect)
+                yield plan
+
+
+def _effect(plan: Plan, requests: int, rows: int) -> tuple[int, int]:
+    return min(plan.max_requests, requests), min(plan.step_tokens, rows)
+
+
+def _has_room(cost: CostModel, plan: Plan, room: Room, workload: Workload, touched: int) -> bool:
+    """Whether the activations of its steps find memory beside the blocks that its requests may take."""
+    longest = max(map(sum, zip(workload.prompt_tokens, workload.output_tokens, strict=True)))
+    running = min(plan.max_requests, workload.requests) * -(-longest // plan.block_tokens)
+    blocks = min(plan.kv_blocks, max(touched, running + plan.retained_blocks))
+    return blocks * room.block_bytes + activation_bytes(cost.config, plan.step_tokens) <= room.memory_bytes
+
+
+def _seconds(cost: CostModel, plan: Plan, workload: Workload, most_rows: int) -> float | None:
+    try:
+        return predict(cost, plan, workload, most_rows=most_rows).seconds
+    except CapacityError:  # requests that end early may fit all the same: nothing is known
+        return None

@@ -1,0 +1,56 @@
+"""`LLM` runs each call by a plan that suits its requests, says so, and gives the same tokens under every plan."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+from tiny_config import CONFIG
+
+from moelens import LLM, SamplingParams
+from moelens.planning import tuning
+from moelens.planning.forecast import unmeasured
+
+PROMPTS = [{"prompt_token_ids": [3 + i % 90, 4, 5]} for i in range(300)]
+PARAMS = SamplingParams(max_tokens=6, ignore_eos=True, detokenize=False, temperature=0)
+
+
+@pytest.fixture
+def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    (tmp_path / "config.json").write_text(json.dumps(CONFIG))
+    monkeypatch.setattr("moelens.planning.measured.known_hardware", lambda *_: unmeasured(1, has_device=False))
+    return tmp_path
+
+
+def make(folder: Path, **arguments: int) -> LLM:
+    return LLM(
+        folder, load_format="dummy", skip_tokenizer_init=True, num_threads=1, use_tqdm_on_load=False, **arguments
+    )
+
+
+def tokens(llm: LLM) -> list[list[int]]:
+    return [list(output.outputs[0].token_ids) for output in llm.generate(PROMPTS, PARAMS, use_tqdm=False)]
+
+
+def test_the_plan_follows_the_call_and_tokens_do_not(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    usual = make(folder)
+    before = tokens(usual)
+    assert usual.plan.max_requests == 256
+    assert "little to do" in usual.plan_reasons[0]
+    monkeypatch.setattr(tuning, "LEAST_SECONDS", 0.0)
+    monkeypatch.setattr(tuning, "WORTH", 0.5)  # whatever is another plan
+    llm = make(folder)
+    assert tokens(llm) == before
+    assert llm.plan.max_requests >= 300
+    assert "times as fast as the default" in llm.plan_reasons[0]
+    llm.generate(PROMPTS[:3], PARAMS, use_tqdm=False)
+    assert llm.plan.max_requests == 256
+
+
+def test_given_limits_stay(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(tuning, "LEAST_SECONDS", 0.0)
+    monkeypatch.setattr(tuning, "WORTH", 0.5)
+    llm = make(folder, max_num_seqs=7, max_num_batched_tokens=50)
+    tokens(llm)
+    assert (llm.plan.max_requests, llm.plan.step_tokens) == (7, 50)
