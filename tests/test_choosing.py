@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import functools
 import json
 from pathlib import Path
 
 import pytest
 from tiny_config import CONFIG
 
-from moelens import LLM, SamplingParams
+from moelens import LLM, SamplingParams, choosing
 from moelens.planning import tuning
 from moelens.planning.forecast import unmeasured
 
@@ -38,7 +39,7 @@ def test_the_plan_follows_the_call_and_tokens_do_not(folder: Path, monkeypatch: 
     before = tokens(usual)
     assert usual.plan.max_requests == 256
     assert "little to do" in usual.plan_reasons[0]
-    monkeypatch.setattr(tuning, "LEAST_SECONDS", 0.0)
+    monkeypatch.setattr(choosing, "tune", functools.partial(tuning.tune, least_seconds=0.0))
     monkeypatch.setattr(tuning, "WORTH", 0.5)  # whatever is another plan
     llm = make(folder)
     assert tokens(llm) == before
@@ -49,7 +50,7 @@ def test_the_plan_follows_the_call_and_tokens_do_not(folder: Path, monkeypatch: 
 
 
 def test_given_limits_stay(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(tuning, "LEAST_SECONDS", 0.0)
+    monkeypatch.setattr(choosing, "tune", functools.partial(tuning.tune, least_seconds=0.0))
     monkeypatch.setattr(tuning, "WORTH", 0.5)
     llm = make(folder, max_num_seqs=7, max_num_batched_tokens=50)
     tokens(llm)

@@ -42,17 +42,26 @@ class Tuning:
     reasons: tuple[str, ...]
 
 
-def tune(cost: CostModel, base: Plan, room: Room, workload: Workload, *, measured: bool, touched_blocks: int) -> Tuning:
+def tune(
+    cost: CostModel,
+    base: Plan,
+    room: Room,
+    workload: Workload,
+    *,
+    measured: bool,
+    touched_blocks: int,
+    least_seconds: float = LEAST_SECONDS,
+) -> Tuning:
     """`base`, or the plan with other limits of steps that is expected to end `workload` clearly sooner.
 
     `touched_blocks` of the cache have their memory already. On a machine that was not `measured` another plan has to
-    gain 10 %, else 2 %.
+    gain 10 %, else 2 %. Nothing is chosen for a job of less than `least_seconds`.
     """
     others = list(_others(cost, base, room, workload, touched_blocks))
     if not others:
         return Tuning(base, (f"other limits that are free change nothing for {workload.requests} requests",))
     usual = _seconds(cost, base, workload, 0)
-    if usual is None or usual < LEAST_SECONDS:
+    if usual is None or usual < least_seconds:
         return Tuning(base, ("the default, as there is little to do",))
     rows = SIMULATED_ROWS if usual >= LONG_SECONDS else 0
     if rows >= sum(workload.output_tokens) + workload.requests:
