@@ -4,8 +4,8 @@
 
 Six workloads, three of each model, whose layers are cut down and have random weights; 43 plans each: 16 to 1024
 requests and 128 to 8192 rows in a step. Every plan runs once, in a fixed shuffled order, and the default before every
-sixth: a plan's time is told as a multiple of the default's before it, as this machine's memory changes its speed by the
-minute. Then the three best, the chosen one and the default run in turn, three times; the medians of these are the
+sixth: a plan's time is told as a multiple of the median of the last three of these, as this machine's memory changes its speed by the
+minute. Then the four best, the chosen one and the default run in turn, three times; the medians of these are the
 verdict. The sweep is kept in the JSON file and goes on where it was stopped; --seconds ends a part of it, --table only
 prints. The machine is measured first, if it was not yet.
 """
@@ -38,7 +38,7 @@ from moelens.planning.tuning import Room, tune
 REQUESTS = (16, 32, 64, 128, 256, 512, 1024)
 STEP_TOKENS = (128, 256, 512, 1024, 2048, 4096, 8192)
 BETWEEN = 6  # plans from one run of the default to the next
-FINALISTS = 3
+FINALISTS = 4
 ROUNDS = 3
 MEMORY_BYTES = 4 << 30  # for cache and activations
 
@@ -148,7 +148,7 @@ def measure(runner: Runner, record: dict[str, Any], chosen: Plan) -> Iterator[No
             continue
         if index % BETWEEN == 0 or not record["defaults"]:
             record["defaults"].append(runner.seconds(runner.base))
-        runs[name(plan)] = runner.seconds(plan) / record["defaults"][-1]
+        runs[name(plan)] = runner.seconds(plan) / statistics.median(record["defaults"][-3:])
         yield
     best = sorted(swept, key=lambda plan: runs[name(plan)])[:FINALISTS]
     for _ in range(ROUNDS):
