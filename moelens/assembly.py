@@ -60,8 +60,8 @@ def build_engine(
     plan, placement = plan_device(device, plan, architecture, ops, given=options.plan is not None, budget=budget)
     weights = _weights(options, folder, architecture, ops, show_progress)
     stopping = Stopping(tokenizer, _eos_token_ids(architecture, folder, tokenizer), max_model_len)
-    side = open_device(device, architecture, weights, ops, plan, placement)
     pricing = price_steps(device, architecture.config, plan, placement)
+    side = open_device(device, architecture, weights, ops, plan, placement, pricing)
     engine = Engine(architecture, weights, ops, side.machine, plan, stopping, side.memory, pricing)
     expect_steps(engine)
     left = memory_bytes - sizes.weight_bytes

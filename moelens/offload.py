@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -83,9 +83,11 @@ def plan_device(
         memory_bytes = device.memory_bytes
     else:
         memory_bytes = gpu_budget(*torch.cuda.mem_get_info(device.index), budget.utilization, budget.memory_bytes)
-    config, sizes = architecture.config, _sizes(architecture, ops, plan.parts if given else MOST_PARTS)
+    config = architecture.config
     if given:
-        return plan, fixed(plan, config, sizes, memory_bytes)
+        return plan, fixed(plan, config, _sizes(architecture, ops, plan), memory_bytes)
+    plan = replace(plan, parts=MOST_PARTS, experts_on_host=isinstance(device, EmulatedDevice))
+    sizes = _sizes(architecture, ops, plan)
     return fit(for_device(plan, sizes), config, sizes, memory_bytes)
 
 
@@ -96,17 +98,20 @@ def open_device(
     ops: NativeOps,
     plan: Plan,
     placement: Placement | None,
+    pricing: StepPricing | None = None,
 ) -> Side:
-    """Start the lanes, and bring to the device what stays there."""
+    """Start the lanes, and bring to the device what stays there. `pricing` decides what the host finishes, if the plan
+    lets it."""
     config = architecture.config
+    divide = pricing if plan.experts_on_host else None
     if isinstance(device, EmulatedDevice):
         assert placement is not None
         link = device.link_bytes_per_second
-        memory = SeparateMemory(config, weights, NativeOps(device.threads), placement, plan)
+        memory = SeparateMemory(config, weights, NativeOps(device.threads), placement, plan, divide=divide)
         return Side(EmulatedMachine(link, link), memory)
     if isinstance(device, CudaDevice):
         assert placement is not None
-        return _open_gpu(device, config, weights, ops, plan, placement)
+        return _open_gpu(device, config, weights, ops, plan, placement, divide)
     return Side(CpuMachine(), SharedMemory(weights, ops, len(config.layers)))
 
 
@@ -120,7 +125,13 @@ def price_steps(device: Device, config: ModelConfig, plan: Plan, placement: Plac
 
 
 def _open_gpu(
-    device: CudaDevice, config: ModelConfig, weights: WeightStore, ops: NativeOps, plan: Plan, placement: Placement
+    device: CudaDevice,
+    config: ModelConfig,
+    weights: WeightStore,
+    ops: NativeOps,
+    plan: Plan,
+    placement: Placement,
+    divide: StepPricing | None,
 ) -> Side:
     """Not run on a GPU yet."""
     where = torch.device("cuda", device.index)
@@ -129,16 +140,20 @@ def _open_gpu(
     def make_store(nbytes: int) -> CudaStore:
         return CudaStore(nbytes, where, source)
 
-    memory = SeparateMemory(config, weights, CudaOps(ops, where), placement, plan, make_store)
+    memory = SeparateMemory(config, weights, CudaOps(ops, where), placement, plan, make_store, divide)
     torch.cuda.synchronize(where)  # what stays was copied by a stream that the lanes don't wait for
     properties: Any = torch.cuda.get_device_properties(where)  # whose stub lacks these
     address = f"{properties.pci_domain_id:04x}:{properties.pci_bus_id:02x}:{properties.pci_device_id:02x}.0"
     return Side(CudaMachine(TorchDriver(device.index), near_cores(address)), memory)
 
 
-def _sizes(architecture: Architecture, ops: Ops, parts: int) -> DeviceSizes:
+def _sizes(architecture: Architecture, ops: Ops, plan: Plan) -> DeviceSizes:
     config = architecture.config
     layouts = [SlabLayout.of(specs, ops, config.dtype) for specs in architecture.layer_tensors]
     layers = [LayerBytes(layout.front.nbytes, layout.block.nbytes) for layout in layouts]
     resident = SlabLayout.of(architecture.resident_tensors, ops, config.dtype).nbytes
-    return DeviceSizes(layers, resident, lambda tokens: transfer_bytes(config, ops, tokens, parts))
+
+    def transfers(tokens: int) -> int:
+        return transfer_bytes(config, ops, tokens, plan.parts, finished=plan.experts_on_host)
+
+    return DeviceSizes(layers, resident, transfers)

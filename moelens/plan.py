@@ -44,6 +44,10 @@ class Plan:
     blocks of `block_tokens` tokens, of which at most `retained_blocks` are kept when nobody holds them, for prompts
     that begin alike (`share_prefixes`); `ring_layers` layers' weights lie on the device at once, each arriving in
     `load_chunks` pieces; the host computes on `threads` threads.
+
+    With `experts_on_host` the host finishes rows of small steps where that is expected to be faster than bringing their
+    experts to the device. On a GPU, whose kernels round otherwise than the host's, a request's tokens then depend on
+    what runs beside it, so there somebody has to ask for it; an emulated device computes the same bits.
     """
 
     step_tokens: int
@@ -57,6 +61,7 @@ class Plan:
     ring_layers: int = 2
     load_chunks: int = 1
     threads: int = 1
+    experts_on_host: bool = False
 
     def __post_init__(self) -> None:
         for name in ("step_tokens", "max_requests", "kv_blocks", "parts", "load_chunks", "threads"):

@@ -32,7 +32,8 @@ DECODES_CALL = "attend decodes, a call"
 PREFILLS_CALL = "attend prefills, a call"
 
 ROW_WISE = (Stage.BEFORE_ATTENTION, Stage.AFTER_ATTENTION, Stage.LOGITS)
-_LIKE = {Stage.ROUTE: Stage.AFTER_ATTENTION, Stage.EXPERTS: Stage.AFTER_ATTENTION}  # where there is no curve of its own
+# Of a stage without a curve of its own, the one whose curve is used.
+_LIKE = dict.fromkeys((Stage.ROUTE, Stage.EXPERTS, Stage.FINISH_ROWS), Stage.AFTER_ATTENTION)
 HUGE_PAGE_BYTES = 2 << 20  # the cache asks for these: of each array, memory comes in such pieces
 
 

@@ -97,8 +97,10 @@ def stage_work(stage: Stage, config: ModelConfig, layer: int, shape: StepShape, 
         return _route(config, of, finished) + _experts(config, of, finished, routing)
     if stage is Stage.ROUTE:
         return _route(config, of, finished)
-    if stage is Stage.EXPERTS:
+    if stage in (Stage.EXPERTS, Stage.FINISH_ROWS):
         return _experts(config, of, finished, routing)
+    if stage is Stage.UPLOAD_ROWS:
+        return Work(activation_bytes=finished * config.hidden * RESIDUAL_BYTES)
     if stage is Stage.LOAD_EXPERTS:
         return Work(weight_bytes=_touched_bytes(config, of, finished, routing))
     if stage is Stage.OFFLOAD_ROUTES:
@@ -167,13 +169,20 @@ def _route(config: ModelConfig, layer: LayerConfig, tokens: int) -> Work:
     return Work(2.0 * tokens * hidden * columns, weight_bytes=nbytes, activation_bytes=moved)
 
 
+def experts_work(config: ModelConfig, layer: int, tokens: int, experts: float) -> Work:
+    """Routed experts, 6·T·A·H·I, of which so many have rows, and the shared one, 6·T·H·I_shared; or the dense block."""
+    of = config.layers[layer]
+    return _experts_of(config, of, tokens, experts * _expert_bytes(config, of.ffn.width))
+
+
 def _experts(config: ModelConfig, layer: LayerConfig, tokens: int, routing: RoutingLoad) -> Work:
-    """Routed experts, 6·T·A·H·I, and the shared one, 6·T·H·I_shared; or the dense block."""
+    return _experts_of(config, layer, tokens, _touched_bytes(config, layer, tokens, routing)) if tokens else Work()
+
+
+def _experts_of(config: ModelConfig, layer: LayerConfig, tokens: int, routed_bytes: float) -> Work:
     item, hidden, ffn = config.dtype.itemsize, config.hidden, layer.ffn
-    if not tokens:
-        return Work()
     inner = ffn.active * ffn.width + ffn.shared_width if isinstance(ffn, MoEFFN) else ffn.width
-    nbytes = _touched_bytes(config, layer, tokens, routing) + _shared_bytes(config, layer)
+    nbytes = routed_bytes + _shared_bytes(config, layer)
     moved = tokens * (hidden * (2 * RESIDUAL_BYTES + item) + 2 * inner * item)
     return Work(6.0 * tokens * hidden * inner, weight_bytes=nbytes, activation_bytes=moved)
 

@@ -21,7 +21,11 @@ import torch
 from moelens.machine.machine import Act, Done
 from moelens.machine.numa import bind_thread
 from moelens.machine.threads import Submission, ThreadLane, start_worker
-from moelens.pipeline.task import Resource, Task
+from moelens.pipeline.task import Resource, Stage, Task
+
+# Tasks on streams whose act looks at what it comes after: which experts the router has chosen. Nothing behind them
+# could begin before that is known.
+LOOKS_AT_INPUTS = frozenset({Stage.LOAD_EXPERTS})
 
 
 class Event(Protocol):
@@ -172,6 +176,8 @@ def _issue(submission: Submission, driver: Driver, stream: Stream) -> None:
             if isinstance(earlier, StreamCompletion):
                 earlier.wait_until_issued()
                 stream.wait_event(earlier.end)
+                if submission.task.stage in LOOKS_AT_INPUTS:
+                    earlier.wait()
             else:
                 earlier.wait()
         with driver.using(stream):

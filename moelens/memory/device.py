@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence, Set
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import Protocol
@@ -20,10 +20,22 @@ from moelens.pipeline.task import LayerLoad
 
 @dataclass(frozen=True)
 class Place:
-    """Where a part's tensor of one name lands; what was there before is overwritten."""
+    """Where a part's tensor of one name lands; what was there before is overwritten. `room_bytes` are kept for it where
+    larger ones may come in the same step."""
 
     part: int
     name: str
+    room_bytes: int = 0
+
+
+class DivideRows(Protocol):
+    """Decides by cost which rows of a layer the host finishes, where all of its weights lie."""
+
+    def pays(self, layer: int, shape: StepShape) -> bool:
+        """Whether a step of `shape` should wait for the layer's routes, and the host finish some of its rows."""
+
+    def rows_of_host(self, layer: int, ids: torch.Tensor, present: Set[int], beside: StepShape) -> Sequence[int]:
+        """Of the rows of ids [T, A]; `present` experts need not be brought, and the host attends for `beside` too."""
 
 
 class DeviceMemory(Protocol):
@@ -48,6 +60,15 @@ class DeviceMemory(Protocol):
 
     def load_experts(self, layer: int, ids: torch.Tensor) -> int:
         """Bring the experts in ids, int32 on the host, that are not there; returns bytes moved."""
+
+    def divides(self, layer: int) -> bool:
+        """Whether the host may finish rows of the layer in this step."""
+
+    def rows_of_host(self, layer: int, ids: torch.Tensor, beside: StepShape) -> Sequence[int]:
+        """Which rows of ids [T, A], on the host, it finishes; it attends for rows of `beside` meanwhile."""
+
+    def host_weights(self, layer: int) -> Weights:
+        """All of a layer where the host's ops can use it."""
 
     def using_front(self, layer: int) -> AbstractContextManager[Weights]:
         """What a layer needs before its routed experts."""
@@ -96,6 +117,15 @@ class SharedMemory:
 
     def load_experts(self, layer: int, ids: torch.Tensor) -> int:
         raise AssertionError("all weights are where they are used")
+
+    def divides(self, layer: int) -> bool:
+        return False
+
+    def rows_of_host(self, layer: int, ids: torch.Tensor, beside: StepShape) -> Sequence[int]:
+        raise AssertionError("the host does all")
+
+    def host_weights(self, layer: int) -> Weights:
+        return self._weights.layer(layer)
 
     @contextlib.contextmanager
     def using(self, layer: int) -> Iterator[Weights]:

@@ -39,6 +39,11 @@ class Ring:
         slot = self._by_layer[layer]
         return slot.chunks if slot.layer == layer else set()
 
+    def experts(self, layer: int) -> frozenset[int]:
+        """The experts of a layer that have come to its slot one by one."""
+        slot = self._by_layer[layer]
+        return frozenset(slot.experts.copy()) if slot.layer == layer else frozenset()
+
     def claim(self, layer: int) -> Slot:
         """The layer's slot, to load into; what another layer had there is gone."""
         slot = self._by_layer[layer]

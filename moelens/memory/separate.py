@@ -3,27 +3,28 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 
 import torch
 
-from moelens.cost.work import brings_routed
+from moelens.cost.division import MOST_ROWS
+from moelens.cost.work import RESIDUAL_BYTES, brings_routed
 from moelens.cost.workload import StepShape
 from moelens.errors import CapacityError
 from moelens.memory.arena import align
-from moelens.memory.device import Place
+from moelens.memory.device import DivideRows, Place
 from moelens.memory.layout import ENTRY_ALIGNMENT
 from moelens.memory.ring import Ring
 from moelens.memory.scratch_cache import ScratchCache
 from moelens.memory.stores import ArenaStore, Store
 from moelens.memory.weights import WeightStore
 from moelens.models.architecture import Weights
-from moelens.models.config import GQA, ModelConfig
+from moelens.models.config import GQA, ModelConfig, MoEFFN
 from moelens.ops.interface import AttentionRows, KVLayer, Ops
 from moelens.pipeline.task import Experts, LayerLoad
 from moelens.plan import Placement, Plan
 
-PLACES = 4  # of a part, for what comes to the device: token ids, positions, rows attended for, decodes and resumed
+PLACES = 5  # of a part, for what comes to the device: token ids, positions, attended decodes and resumed, finished
 
 
 class SeparateMemory:
@@ -40,8 +41,11 @@ class SeparateMemory:
         placement: Placement,
         plan: Plan,
         make_store: Callable[[int], Store] = ArenaStore,
+        divide: DivideRows | None = None,
     ) -> None:
         self.ops = ops
+        self._divide = divide
+        self._loads: tuple[LayerLoad, ...] = ()
         self._config = config
         self._weights = weights
         self._placement = placement
@@ -70,7 +74,8 @@ class SeparateMemory:
         """How each layer's weights come; raises nothing, as plans bound the rows of a step."""
         self._places.clear()
         self._free = self._transfers_begin + self._scratch.nbytes
-        return tuple(self._load_of(layer, shape.tokens) for layer in range(len(self._config.layers)))
+        self._loads = tuple(self._load_of(layer, shape) for layer in range(len(self._config.layers)))
+        return self._loads
 
     def load(self, layer: int, chunk: int) -> int:
         slot = self._ring.claim(layer)
@@ -96,6 +101,18 @@ class SeparateMemory:
                 moved += stride
             slot.experts.add(expert)
         return moved
+
+    def divides(self, layer: int) -> bool:
+        return self._loads[layer].experts is Experts.DIVIDED
+
+    def rows_of_host(self, layer: int, ids: torch.Tensor, beside: StepShape) -> Sequence[int]:
+        assert self._divide is not None
+        if self._block_chunks() <= self._ring.chunks(layer):
+            return ()
+        return self._divide.rows_of_host(layer, ids, self._ring.experts(layer), beside)
+
+    def host_weights(self, layer: int) -> Weights:
+        return self._weights.layer(layer)
 
     @contextlib.contextmanager
     def using_front(self, layer: int) -> Iterator[Weights]:
@@ -123,14 +140,15 @@ class SeparateMemory:
         """Raises CapacityError when the room for transfers is too small: the step has more rows than were planned."""
         begin, room = self._places.get(place, (0, -1))
         if room < tensor.nbytes:
-            begin, self._free = self._free, align(self._free + tensor.nbytes, ENTRY_ALIGNMENT)
+            room = max(tensor.nbytes, place.room_bytes)
+            begin, self._free = self._free, align(self._free + room, ENTRY_ALIGNMENT)
             if self._free > self._store.nbytes:
                 raise CapacityError(
                     f"The device has {self._placement.transfer_bytes} bytes for what comes from the host, but "
                     f"{place.name} of part {place.part} makes it {self._free - self._transfers_begin}. Lower "
                     "max_num_batched_tokens."
                 )
-            self._places[place] = begin, tensor.nbytes
+            self._places[place] = begin, room
         self._store.fill(begin, tensor)
         return self._store.view(begin, tensor.dtype, tuple(tensor.shape))
 
@@ -186,11 +204,16 @@ class SeparateMemory:
         self._store.fill(target, self._source[source : source + nbytes])
 
     # --- what a step brings -------------------------------------------------------------------------------------------
-    def _load_of(self, layer: int, tokens: int) -> LayerLoad:
+    def _load_of(self, layer: int, shape: StepShape) -> LayerLoad:
         if layer in self._placement.layers:
             return LayerLoad()
-        few = brings_routed(self._config.layers[layer].ffn, tokens)
-        return LayerLoad(not self._placement.fronts, Experts.ROUTED if few else Experts.WHOLE)
+        experts = Experts.WHOLE
+        ffn = self._config.layers[layer].ffn
+        if self._divide is not None and isinstance(ffn, MoEFFN) and self._divide.pays(layer, shape):
+            experts = Experts.DIVIDED
+        elif brings_routed(ffn, shape.tokens):
+            experts = Experts.ROUTED
+        return LayerLoad(not self._placement.fronts, experts)
 
     def _block_chunks(self) -> set[int]:
         return set(range(1, self._chunks + 1))
@@ -210,12 +233,18 @@ class SeparateMemory:
         return self._ring.using(layer, chunks)
 
 
-def transfer_bytes(config: ModelConfig, ops: Ops, step_tokens: int, parts: int) -> int:
-    """Room for what comes to the device beside weights, in a step of `step_tokens` rows; a multiple of 256."""
+def transfer_bytes(config: ModelConfig, ops: Ops, step_tokens: int, parts: int, *, finished: bool = False) -> int:
+    """Room for what comes to the device beside weights, in a step of `step_tokens` rows; a multiple of 256.
+
+    `finished` says that rows which the host has finished may, too.
+    """
     widths = {layer.attention.query_heads * layer.attention.head_dim for layer in config.layers}
     row_bytes = 2 * torch.int32.itemsize + sum(widths) * config.dtype.itemsize
     gaps = parts * (PLACES + len(widths)) * ENTRY_ALIGNMENT
-    return align(step_tokens * row_bytes, ENTRY_ALIGNMENT) + gaps + ScratchCache(config, ops, step_tokens).nbytes
+    rows_bytes = step_tokens * row_bytes
+    if finished:
+        rows_bytes += min(step_tokens, MOST_ROWS) * config.hidden * RESIDUAL_BYTES
+    return align(rows_bytes, ENTRY_ALIGNMENT) + gaps + ScratchCache(config, ops, step_tokens).nbytes
 
 
 def _joined(first: Weights, second: Weights) -> Weights:

@@ -2,17 +2,41 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import threading
+from collections.abc import Callable, Collection, Sequence
+from dataclasses import dataclass
 
 import torch
 
 from moelens.cost.footprint import LOGIT_ROWS
+from moelens.cost.workload import StepShape
 from moelens.memory.device import DeviceMemory, Place
 from moelens.memory.kv_cache import KVCache
 from moelens.models.architecture import Architecture, Routed
 from moelens.ops.interface import Ops
 from moelens.pipeline.task import Stage, Task
 from moelens.schedule.batch import Batch, LogitRow, select_rows
+
+
+@dataclass(frozen=True)
+class Division:
+    """Rows [·] int64 that the host finishes and those that the device does (both None: it does all), and the experts
+    [·, A] of the latter."""
+
+    of_host: torch.Tensor | None
+    of_device: torch.Tensor | None
+    ids: torch.Tensor
+
+    @classmethod
+    def of(cls, ids: torch.Tensor, host_rows: Collection[int]) -> Division:
+        """By the rows of ids [T, A] that the host is to finish."""
+        if not host_rows:
+            return cls(None, None, ids)
+        chosen = torch.zeros(len(ids), dtype=torch.bool)
+        chosen[list(host_rows)] = True
+        of_device = (~chosen).nonzero().flatten()
+        return cls(chosen.nonzero().flatten(), of_device, ids[of_device])
+
 
 UseLogits = Callable[[torch.Tensor, Sequence[LogitRow]], None]
 OnRoutes = Callable[[int, torch.Tensor], None]  # of a layer, its router's ids [T, A]
@@ -41,7 +65,10 @@ class PartState:
         self.uploaded: list[torch.Tensor] = []
         self.prefilled: list[torch.Tensor] = []
         self.routed: Routed
-        self.host_ids: torch.Tensor
+        self.host_routed: Routed  # of which x, normed and scores are there only where the host may finish rows
+        self.division: Division | None = None  # of the layer that the part is in
+        self.lock = threading.Lock()
+        self.finished: torch.Tensor  # by the host, later on the device
         self.logits: dict[int, torch.Tensor] = {}
         self.host_logits: dict[int, torch.Tensor] = {}
 
@@ -87,6 +114,8 @@ class Actions:
             Stage.ROUTE: self._route,
             Stage.OFFLOAD_ROUTES: self._offload_routes,
             Stage.LOAD_EXPERTS: self._load_experts,
+            Stage.FINISH_ROWS: self._finish_rows,
+            Stage.UPLOAD_ROWS: self._upload_rows,
             Stage.EXPERTS: self._experts,
             Stage.LOGITS: self._logits,
             Stage.OFFLOAD_LOGITS: self._offload_logits,
@@ -122,12 +151,29 @@ class Actions:
         return sum(nbytes for _, nbytes in moved)
 
     def _offload_routes(self, task: Task, part: PartState) -> int:
-        assert part.routed.ids is not None, "a layer without a router is loaded whole"
-        part.host_ids, nbytes = self._down(part, "ids", part.routed.ids)
-        return nbytes
+        routed = part.routed
+        assert routed.ids is not None and routed.scores is not None, "a layer without a router is loaded whole"
+        part.division = None
+        ids, moved = self._down(part, "ids", routed.ids)
+        part.host_routed = Routed(ids[:0], ids[:0], ids, None)
+        if self._device.divides(task.layer):
+            x, x_bytes = self._down(part, "x", routed.x)
+            normed, normed_bytes = self._down(part, "normed", routed.normed)
+            scores, scores_bytes = self._down(part, "scores", routed.scores)
+            part.host_routed = Routed(x, normed, ids, scores)
+            moved += x_bytes + normed_bytes + scores_bytes
+        return moved
 
     def _load_experts(self, task: Task, part: PartState) -> int:
-        return self._device.load_experts(task.layer, part.host_ids)
+        return self._device.load_experts(task.layer, self._divide(task.layer, part).ids)
+
+    def _upload_rows(self, task: Task, part: PartState) -> int:
+        if not len(part.finished):
+            return 0
+        rows, row_bytes = part.finished, part.finished.element_size() * part.finished.shape[1]
+        place = Place(part.index, "finished", part.batch.rows * row_bytes)
+        part.finished = self._device.to_device(rows, place)
+        return _moved_bytes(rows, part.finished)
 
     def _offload_logits(self, task: Task, part: PartState) -> int:
         logits, nbytes = self._down(part, f"logits {task.chunk % 2}", part.logits.pop(task.chunk))
@@ -181,8 +227,20 @@ class Actions:
             self.on_routes(layer, routed.ids)
 
     def _experts(self, task: Task, part: PartState) -> None:
-        with self._device.using_experts(task.layer, part.host_ids) as weights:
-            part.x = self._architecture.after_attention.experts(self._device.ops, task.layer, weights, part.routed)
+        division, routed = self._divide(task.layer, part), part.routed
+        if division.of_host is None or division.of_device is None:
+            part.x = self._device_experts(task.layer, division, routed)
+            return
+        x = torch.empty_like(routed.x)
+        of_device = division.of_device.to(x.device)
+        x[division.of_host.to(x.device)] = part.finished
+        if len(of_device):
+            x[of_device] = self._device_experts(task.layer, division, _select(routed, of_device))
+        part.x = x
+
+    def _device_experts(self, layer: int, division: Division, routed: Routed) -> torch.Tensor:
+        with self._device.using_experts(layer, division.ids) as weights:
+            return self._architecture.after_attention.experts(self._device.ops, layer, weights, routed)
 
     def _logits(self, task: Task, part: PartState) -> None:
         begin = task.chunk * LOGIT_ROWS
@@ -204,6 +262,25 @@ class Actions:
         return pieces[0] if len(pieces) == 1 else torch.cat(pieces)
 
     # --- on the host --------------------------------------------------------------------------------------------------
+    def _divide(self, layer: int, part: PartState) -> Division:
+        """Which of a part's rows the host finishes: whoever needs it first decides."""
+        ids = part.host_routed.ids
+        assert ids is not None
+        with part.lock:
+            if part.division is None:
+                beside = part.batch.shape if len(self._parts) > 1 else StepShape()
+                chosen = self._device.rows_of_host(layer, ids, beside) if self._device.divides(layer) else ()
+                part.division = Division.of(ids, chosen)
+            return part.division
+
+    def _finish_rows(self, task: Task, part: PartState) -> None:
+        division = self._divide(task.layer, part)
+        part.finished = part.host_routed.x[:0]
+        if division.of_host is not None:
+            routed = _select(part.host_routed, division.of_host)
+            weights = self._device.host_weights(task.layer)
+            part.finished = self._architecture.after_attention.experts(self._ops, task.layer, weights, routed)
+
     def _store_kv(self, task: Task, part: PartState) -> None:
         self._ops.write_kv(part.host_k, part.host_v, self._cache.layers[task.layer], part.batch.slots)
 
@@ -223,6 +300,11 @@ class Actions:
 
     def _sample(self, task: Task, part: PartState) -> None:
         self._use_logits(part.host_logits.pop(task.chunk), _group(part, task))
+
+
+def _select(routed: Routed, rows: torch.Tensor) -> Routed:
+    assert routed.ids is not None and routed.scores is not None
+    return Routed(routed.x[rows], routed.normed[rows], routed.ids[rows], routed.scores[rows])
 
 
 def _group(part: PartState, task: Task) -> tuple[LogitRow, ...]:

@@ -16,11 +16,14 @@ LANES = (Resource.TO_DEVICE, Resource.DEVICE, Resource.HOST, Resource.TO_HOST)  
 COLOURS: dict[str, tuple[str, tuple[Stage, ...]]] = {
     "weights": ("#4c78a8", (Stage.LOAD, Stage.LOAD_EXPERTS)),
     "before attention": ("#f2b447", (Stage.BEFORE_ATTENTION,)),
-    "experts": ("#e4572e", (Stage.AFTER_ATTENTION, Stage.ROUTE, Stage.EXPERTS)),
+    "experts": ("#e4572e", (Stage.AFTER_ATTENTION, Stage.ROUTE, Stage.EXPERTS, Stage.FINISH_ROWS)),
     "attention": ("#54a24b", (Stage.ATTEND_DECODES, Stage.ATTEND_RESUMED, Stage.ATTEND_PREFILLS)),
     "rows": (
         "#9d76b5",
-        (Stage.INPUT, Stage.OFFLOAD, Stage.STORE_KV, Stage.UPLOAD, Stage.OFFLOAD_ROUTES, Stage.OFFLOAD_LOGITS),
+        (
+            *(Stage.INPUT, Stage.OFFLOAD, Stage.STORE_KV, Stage.UPLOAD),
+            *(Stage.OFFLOAD_ROUTES, Stage.UPLOAD_ROWS, Stage.OFFLOAD_LOGITS),
+        ),
     ),
     "tokens": ("#79706e", (Stage.LOGITS, Stage.SAMPLE)),
 }

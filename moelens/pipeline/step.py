@@ -144,12 +144,16 @@ class _Step:
             uploaded = self._add(Stage.UPLOAD, layer, part, tuple(self._attended[part]))
             attended = (*attended, uploaded)
         experts = self._experts.get(layer, ())
-        if self._loads[layer].experts is not Experts.ROUTED:
+        if not self._loads[layer].experts.wait_for_routes:
             return self._add(Stage.AFTER_ATTENTION, layer, part, attended, experts)
         routed = self._add(Stage.ROUTE, layer, part, attended)
         known = self._add(Stage.OFFLOAD_ROUTES, layer, part, (routed,))
         loaded = self._add(Stage.LOAD_EXPERTS, layer, part, (known,), self._slot_free(layer))
-        return self._add(Stage.EXPERTS, layer, part, (routed, loaded))
+        if self._loads[layer].experts is Experts.ROUTED:
+            return self._add(Stage.EXPERTS, layer, part, (routed, loaded))
+        finished = self._add(Stage.FINISH_ROWS, layer, part, (known,))
+        uploaded = self._add(Stage.UPLOAD_ROWS, layer, part, (finished,))
+        return self._add(Stage.EXPERTS, layer, part, (routed, loaded, uploaded))
 
     def _slot_free(self, layer: int) -> tuple[int, ...]:
         """What has to be over before experts may be written into the layer's ring slot."""

@@ -20,7 +20,8 @@ class Resource(enum.Enum):
 class Stage(enum.Enum):
     """The kinds of tasks, in the order in which a layer meets them; `resource` is where each runs.
 
-    ROUTE to EXPERTS stand in the place of AFTER_ATTENTION where only the experts that rows go to are brought.
+    ROUTE to EXPERTS stand in the place of AFTER_ATTENTION where only the experts that rows go to are brought; the host
+    may finish some of the rows meanwhile (FINISH_ROWS), whose experts then need not be.
     """
 
     INPUT = "input"
@@ -36,6 +37,8 @@ class Stage(enum.Enum):
     ROUTE = "route"
     OFFLOAD_ROUTES = "offload routes"
     LOAD_EXPERTS = "load experts"
+    FINISH_ROWS = "finish rows"
+    UPLOAD_ROWS = "upload rows"
     EXPERTS = "experts"
     LOGITS = "logits"
     OFFLOAD_LOGITS = "offload logits"
@@ -60,6 +63,8 @@ _RESOURCES = {
     Stage.ROUTE: Resource.DEVICE,
     Stage.OFFLOAD_ROUTES: Resource.TO_HOST,
     Stage.LOAD_EXPERTS: Resource.TO_DEVICE,
+    Stage.FINISH_ROWS: Resource.HOST,
+    Stage.UPLOAD_ROWS: Resource.TO_DEVICE,
     Stage.EXPERTS: Resource.DEVICE,
     Stage.LOGITS: Resource.DEVICE,
     Stage.OFFLOAD_LOGITS: Resource.TO_HOST,
@@ -73,6 +78,12 @@ class Experts(enum.Enum):
     RESIDENT = "resident"  # they lie there
     WHOLE = "whole"  # all of them, ahead of time, in chunks
     ROUTED = "routed"  # those that the step's rows go to, once that is known
+    DIVIDED = "divided"  # those that some of the rows go to; the host finishes the others, where all lie
+
+    @property
+    def wait_for_routes(self) -> bool:
+        """Whether they come when the router has chosen."""
+        return self in (Experts.ROUTED, Experts.DIVIDED)
 
 
 @dataclass(frozen=True)

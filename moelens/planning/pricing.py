@@ -2,24 +2,38 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import threading
+from collections.abc import Mapping, Sequence, Set
 from dataclasses import replace
 
-from moelens.cost.lanes import LaneCosts
+import torch
+
+from moelens.cost.division import DividedLayer
+from moelens.cost.lanes import LaneCosts, first_of_kind
 from moelens.cost.seconds import CostModel
 from moelens.cost.workload import RowSeconds, StepShape
 from moelens.pipeline.task import Stage
 from moelens.planning.drift import Drift
 
+ATTENDING = (Stage.STORE_KV, Stage.ATTEND_DECODES, Stage.ATTEND_RESUMED)
+
 
 class StepPricing:
-    """A `moelens.schedule.split.Pricing`, in seconds of `cost` times what each stage was lately measured over that."""
+    """A `moelens.schedule.split.Pricing` and a `moelens.memory.device.DivideRows`.
+
+    In seconds of `cost`, times what each stage was lately measured to take over that.
+    """
 
     def __init__(self, cost: CostModel) -> None:
         self._drift = Drift()
         self._expected = LaneCosts.of(cost)
         self._lanes = self._expected
         self.observed_steps = 0
+        self._lock = threading.Lock()
+        self._divided = dict.fromkeys((Stage.FINISH_ROWS, Stage.LOAD_EXPERTS), 0.0)  # expected of the step under way
+        self._attending: dict[StepShape, float] = {}
+        self._paying: dict[tuple[int, StepShape], bool] = {}
+        self._kinds = first_of_kind(cost.config)
 
     @property
     def cost(self) -> CostModel:
@@ -32,11 +46,45 @@ class StepPricing:
     def best_parts(self, shape: StepShape, most: int) -> int:
         return self._lanes.best_parts(shape, most)
 
+    def pays(self, layer: int, shape: StepShape) -> bool:
+        of = self._kinds[layer], shape
+        if of not in self._paying:
+            divided = DividedLayer(self._lanes.cost, layer)
+            self._paying[of] = divided.pays(shape.tokens, self._attending_seconds(shape))
+        return self._paying[of]
+
+    def rows_of_host(self, layer: int, ids: torch.Tensor, present: Set[int], beside: StepShape) -> Sequence[int]:
+        expected, now = (DividedLayer(lanes.cost, layer) for lanes in (self._expected, self._lanes))
+        chosen: list[list[int]] = ids.tolist()
+        rows = now.rows_of_host(chosen, present, self._attending_seconds(beside))
+        host = {expert for row in rows for expert in chosen[row]}
+        brought = {expert for row in set(range(len(chosen))) - set(rows) for expert in chosen[row]} - present
+        with self._lock:  # parts are divided by threads of their lanes
+            self._divided[Stage.FINISH_ROWS] += expected.host_seconds(len(rows), len(host))
+            self._divided[Stage.LOAD_EXPERTS] += expected.link_seconds(len(brought))
+        return rows
+
+    def _attending_seconds(self, shape: StepShape) -> float:
+        """What the host does for rows of `shape` in a layer beside finishing some."""
+        if not shape.hosted_tokens:
+            return 0.0
+        with self._lock:
+            if shape not in self._attending:
+                stages = self._lanes.stage_seconds(shape).items()
+                host = sum(seconds for stage, seconds in stages if stage in ATTENDING)
+                self._attending[shape] = host / len(self._lanes.cost.config.layers)
+            return self._attending[shape]
+
     def observe(self, parts: Sequence[StepShape], stage_seconds: Mapping[Stage, float]) -> None:
         expected = dict.fromkeys(Stage, 0.0)
         for part in parts:
             for stage, seconds in self._expected.stage_seconds(part).items():
                 expected[stage] += seconds
+        with self._lock:
+            expected |= self._divided
+            self._divided = dict.fromkeys(self._divided, 0.0)
+            self._attending.clear()
+            self._paying.clear()
         if not stage_seconds.get(Stage.LOAD_EXPERTS):  # or fewer weights came than are expected
             expected[Stage.LOAD] = self._expected.load_seconds
         self._drift.observe(expected, stage_seconds)

@@ -11,13 +11,14 @@ from test_batch_independence import REQUESTS, ROOMY, Outcome, alone, make_reques
 
 from moelens.devices import EmulatedDevice
 from moelens.engine import Engine
-from moelens.offload import open_device, plan_device
-from moelens.pipeline.task import Resource
+from moelens.offload import open_device, plan_device, price_steps
+from moelens.pipeline.task import Resource, Stage
 from moelens.plan import Placement, Plan
 from moelens.stopping import Stopping
 
 LAYERS = 3
 LINK = 20e9  # bytes per second; the waiting itself is tested elsewhere
+SLOW_LINK = 1e8  # over which experts come later than the host would have used them where they lie
 
 
 def memory_for(name: str, plan: Plan, holds: str) -> int:
@@ -35,13 +36,14 @@ def memory_for(name: str, plan: Plan, holds: str) -> int:
     return placement.device_bytes
 
 
-def make_engine(name: str, plan: Plan, memory_bytes: int) -> tuple[Engine, Placement]:
+def make_engine(name: str, plan: Plan, memory_bytes: int, link: float = LINK) -> tuple[Engine, Placement]:
     architecture, weights, ops = model(name, 1)
-    device = EmulatedDevice(memory_bytes, LINK)
+    device = EmulatedDevice(memory_bytes, link)
     plan, placement = plan_device(device, plan, architecture, ops, given=True)
-    side = open_device(device, architecture, weights, ops, plan, placement)
+    pricing = price_steps(device, architecture.config, plan, placement)
+    side = open_device(device, architecture, weights, ops, plan, placement, pricing)
     assert placement is not None
-    engine = Engine(architecture, weights, ops, side.machine, plan, Stopping(None, (), 512), side.memory)
+    engine = Engine(architecture, weights, ops, side.machine, plan, Stopping(None, (), 512), side.memory, pricing)
     return engine, placement
 
 
@@ -58,19 +60,23 @@ def generate(engine: Engine, indices: list[int]) -> dict[int, Outcome]:
 
 
 plans = st.builds(
-    lambda step_tokens, max_requests, kv_blocks, parts, chunks: replace(
+    lambda step_tokens, max_requests, kv_blocks, parts, choose, chunks, on_host: replace(
         ROOMY,
         step_tokens=max(step_tokens, max_requests),
         max_requests=max_requests,
         kv_blocks=kv_blocks,
         parts=parts,
+        choose_parts=choose,
         load_chunks=chunks,
+        experts_on_host=on_host,
     ),
     st.integers(1, 200),
     st.integers(1, 8),
     st.integers(5, 24),
     st.integers(1, 9),  # also more than there are requests
+    st.booleans(),
     st.integers(1, 4),
+    st.booleans(),
 )
 
 
@@ -79,7 +85,8 @@ plans = st.builds(
 @settings(max_examples=8, deadline=None)
 @given(st.permutations(range(len(REQUESTS))), st.integers(1, len(REQUESTS)), plans)
 def test_no_placement_changes_a_bit(name: str, holds: str, order: list[int], count: int, plan: Plan) -> None:
-    engine, placement = make_engine(name, plan, memory_for(name, plan, holds))
+    link = SLOW_LINK if plan.experts_on_host else LINK
+    engine, placement = make_engine(name, plan, memory_for(name, plan, holds), link)
     assert placement.fronts == (holds != "ring") and (len(placement.layers) == LAYERS) == (holds == "all")
     chosen = order[:count]
     outcomes = generate(engine, chosen)
@@ -99,3 +106,21 @@ def test_a_request_alone_brings_only_the_experts_that_it_is_routed_to(fields: di
         if step > 1:  # the first brought all experts for its prompt, and the second found some of them there
             routed = 2 * expert * len(architecture.layer_tensors)
             assert moved <= 1.2 * routed, f"step {step} moved {moved} bytes for {routed} of experts"
+
+
+@pytest.mark.parametrize("name", ["mixtral", "qwen2_moe"])  # the latter's shared expert is the host's, too
+@pytest.mark.parametrize("parts", [1, 2])
+def test_the_host_finishes_rows_whose_experts_would_come_later(name: str, parts: int) -> None:
+    plan = replace(ROOMY, step_tokens=32, parts=parts, experts_on_host=True)
+    engine, _ = make_engine(name, plan, memory_for(name, plan, "fronts"), SLOW_LINK)
+    host_finishes = 0
+    for index in (0, 3):
+        engine.add(make_request(index))
+    outcomes = {}
+    for report in engine.run():
+        spans = [span for span in engine.last_timeline.spans if span.task.stage is Stage.UPLOAD_ROWS]
+        host_finishes += sum(span.moved_bytes > 0 for span in spans)
+        for request in report.finished:
+            outcomes[request.request_id] = list(request.output_token_ids)
+    assert host_finishes, "over a link as slow as this nothing should be brought that the host can do"
+    assert outcomes == {index: alone(name, index)[0] for index in (0, 3)}

@@ -51,7 +51,7 @@ def test_every_layer_of_every_part_is_done_once_and_in_order(parts, loads, ring,
     before, where = closure(tasks), find(tasks)
     for part, shape in enumerate(parts):
         for layer, load in enumerate(loads):
-            routed = load.experts is Experts.ROUTED
+            routed, divided = load.experts.wait_for_routes, load.experts is Experts.DIVIDED
             last = Stage.EXPERTS if routed else Stage.AFTER_ATTENTION
             enter, leave = where[Stage.BEFORE_ATTENTION, layer, part, 0], where[last, layer, part, 0]
             stored = where[Stage.STORE_KV, layer, part, 0]
@@ -77,8 +77,15 @@ def test_every_layer_of_every_part_is_done_once_and_in_order(parts, loads, ring,
             if routed:
                 assert where[Stage.OFFLOAD_ROUTES, layer, part, 0] in before[where[Stage.LOAD_EXPERTS, layer, part, 0]]
                 assert where[Stage.LOAD_EXPERTS, layer, part, 0] in before[leave]
+            assert ((Stage.FINISH_ROWS, layer, part, 0) in where) == divided
+            if divided:
+                finished = where[Stage.FINISH_ROWS, layer, part, 0]
+                assert where[Stage.OFFLOAD_ROUTES, layer, part, 0] in before[finished]
+                assert where[Stage.LOAD_EXPERTS, layer, part, 0] not in before[finished]  # they go on at once
+                assert finished in before[where[Stage.UPLOAD_ROWS, layer, part, 0]]
+                assert where[Stage.UPLOAD_ROWS, layer, part, 0] in before[leave]
             if layer:
-                previous = Stage.EXPERTS if loads[layer - 1].experts is Experts.ROUTED else Stage.AFTER_ATTENTION
+                previous = Stage.EXPERTS if loads[layer - 1].experts.wait_for_routes else Stage.AFTER_ATTENTION
                 assert where[previous, layer - 1, part, 0] in before[enter]
                 assert where[Stage.OFFLOAD, layer - 1, part, 0] in before[enter]  # or q, k and v would be written over
                 assert where[Stage.STORE_KV, layer - 1, part, 0] in before[where[Stage.OFFLOAD, layer, part, 0]]
