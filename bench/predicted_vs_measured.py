@@ -42,7 +42,9 @@ from moelens.models.architecture import Architecture
 from moelens.offload import host_threads, plan_device
 from moelens.ops.native import NativeOps
 from moelens.pipeline.task import Stage
+from moelens.pipeline.timeline import ExpectedStep
 from moelens.planning.advice import read_model
+from moelens.planning.default import MAX_REQUESTS, STEP_TOKENS
 from moelens.planning.probe import BLOCK_TOKENS, ProbeBench
 from moelens.planning.report import limit_of
 from moelens.planning.samples import Sample
@@ -97,6 +99,7 @@ class Turns:
         stage_seconds: Mapping[Stage, float],
         seconds: float,
         finished: Sequence[Request],
+        expected: ExpectedStep | None,
     ) -> None:
         begin = time.perf_counter()
         for stage, own in stage_seconds.items():
@@ -152,6 +155,8 @@ class Stand:
             use_tqdm_on_load=False,
             kv_cache_memory_bytes=-(-kv_tokens // BLOCK_TOKENS) * config.kv_bytes_per_token * BLOCK_TOKENS,
             max_model_len=job.prompt_tokens + job.output_tokens,
+            max_num_seqs=MAX_REQUESTS,  # given, so that no plan is chosen while the clock runs
+            max_num_batched_tokens=STEP_TOKENS,
         )
         pace_before = statistics.fmean(one.read_seconds_per_byte for one in recent)
         _, before = self.predict(llm, job, pace_before)

@@ -63,7 +63,7 @@ def build_engine(
     pricing = price_steps(device, architecture.config, plan, placement)
     side = open_device(device, architecture, weights, ops, plan, placement, pricing)
     engine = Engine(architecture, weights, ops, side.machine, plan, stopping, side.memory, pricing)
-    expect_steps(engine)
+    expect_steps(engine, device, placement)
     left = memory_bytes - sizes.weight_bytes
     room = Room(options.fixed_limits(), left, sizes.block_bytes, has_device=engine.has_device)
     engine.chooser = LimitChooser(engine, room, pricing)

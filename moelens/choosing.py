@@ -7,7 +7,6 @@ from typing import TYPE_CHECKING
 
 from moelens.cost.seconds import CostModel
 from moelens.cost.workload import Workload
-from moelens.forecasting import known_machine
 from moelens.planning.forecast import STEPS, unmeasured
 from moelens.planning.pricing import StepPricing
 from moelens.planning.tuning import Room, tune
@@ -38,9 +37,8 @@ class LimitChooser:
         if self._pricing is not None:
             cost, measured = self._pricing.cost, self._pricing.observed_steps >= STEPS
         else:
-            known = known_machine(engine)
-            hardware = known or unmeasured(self._base.threads, has_device=engine.has_device)
-            cost, measured = CostModel(engine.config, hardware), known is not None
+            guessed = unmeasured(self._base.threads, has_device=engine.has_device)
+            cost, measured = engine.cost or CostModel(engine.config, guessed), engine.cost is not None
         touched = engine.scheduler.touched_blocks
         tuning = tune(cost, self._base, self._room, workload, measured=measured, touched_blocks=touched)
         if tuning.plan != engine.plan:

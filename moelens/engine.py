@@ -10,6 +10,7 @@ from typing import Protocol
 
 import torch
 
+from moelens.cost.seconds import CostModel
 from moelens.cost.workload import StepShape, Workload
 from moelens.machine.machine import Machine
 from moelens.memory.device import DeviceMemory, SharedMemory
@@ -22,7 +23,7 @@ from moelens.pipeline.actions import Actions
 from moelens.pipeline.executor import Executor
 from moelens.pipeline.step import step_tasks
 from moelens.pipeline.task import Stage
-from moelens.pipeline.timeline import Timeline
+from moelens.pipeline.timeline import ExpectedStep, Timeline
 from moelens.plan import Plan
 from moelens.request import Request
 from moelens.schedule.batch import LogitRow
@@ -40,7 +41,8 @@ class Chooser(Protocol):
 
 
 class ObserveStep(Protocol):
-    """Takes in a step that was run: its parts, seconds by stage, all its seconds, and the requests that it ended."""
+    """Takes in a step that was run: its parts, seconds by stage, all its seconds, the requests that it ended, and what
+    it was expected to take (None: the machine was not measured)."""
 
     def __call__(
         self,
@@ -48,6 +50,7 @@ class ObserveStep(Protocol):
         stage_seconds: Mapping[Stage, float],
         seconds: float,
         finished: Sequence[Request],
+        expected: ExpectedStep | None,
     ) -> None: ...
 
 
@@ -122,7 +125,8 @@ class Engine:
         self.totals = EngineTotals()
         self.on_step: ObserveStep | None = None
         self.chooser: Chooser | None = None
-        self.expect_seconds: Callable[[Sequence[StepShape]], float] | None = None  # of a step, by its parts
+        self.cost: CostModel | None = None  # of this machine, if it was measured before
+        self.expect_step: Callable[[Sequence[StepShape]], ExpectedStep] | None = None  # by its parts
         self.has_device = device is not None and not isinstance(device, SharedMemory)
         self.last_timeline = Timeline()  # of the last step
         self.recorded_timeline: Timeline | None = None  # of all steps since somebody asked for it
@@ -197,12 +201,13 @@ class Engine:
                 self.recorded_timeline.spans += timeline.spans
             report = _report(step, finished, len(tokens), end - begin)
             parts = [batch.shape for batch in step.parts]
-            if self.expect_seconds is not None:
-                self.totals.expected_seconds = (self.totals.expected_seconds or 0.0) + self.expect_seconds(parts)
+            expected = None if self.expect_step is None else self.expect_step(parts)
+            if expected is not None:
+                self.totals.expected_seconds = (self.totals.expected_seconds or 0.0) + expected.seconds
             if self._pricing is not None:
                 self._pricing.observe(parts, timeline.stage_seconds())
             if self.on_step is not None:
-                self.on_step(parts, timeline.stage_seconds(), end - begin, finished)
+                self.on_step(parts, timeline.stage_seconds(), end - begin, finished, expected)
             self.totals.add(report, timeline, scheduled - begin + end - executed)
             yield report
 

@@ -6,9 +6,10 @@ import contextlib
 from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING
 
-from moelens.cost.hardware import HardwareSpec
 from moelens.cost.seconds import CostModel
 from moelens.cost.workload import Workload
+from moelens.devices import Device
+from moelens.plan import Placement
 
 if TYPE_CHECKING:
     from moelens.engine import Engine
@@ -33,31 +34,24 @@ def forecasting(engine: Engine, workload: Workload | None, *, wanted: bool) -> I
         engine.on_step = None
 
 
-def expect_steps(engine: Engine) -> None:
+def expect_steps(engine: Engine, device: Device, placement: Placement | None) -> None:
     """Have the engine count what its steps are expected to take, if this machine was measured before."""
+    from moelens.ops.native import choose_isa
+    from moelens.planning.measured import known_hardware
     from moelens.planning.simulate import StepClock
 
-    hardware = known_machine(engine)
+    hardware = known_hardware(engine.config, engine.plan.threads, choose_isa(None), device)
     if hardware is not None:
-        engine.expect_seconds = StepClock(_cost_model(engine, hardware), engine.plan).seconds
+        engine.cost = CostModel(engine.config, hardware, load_chunks=engine.plan.load_chunks, placement=placement)
+        engine.expect_step = StepClock(engine.cost, engine.plan).expect
 
 
 def make_forecast(engine: Engine, workload: Workload) -> Forecast:
     """Of the engine's machine as it was measured, or else of one that the first steps make known."""
     from moelens.planning.forecast import Forecast, unmeasured
 
-    known = known_machine(engine)
-    hardware = known or unmeasured(engine.plan.threads, has_device=engine.has_device)
-    return Forecast(_cost_model(engine, hardware), engine.plan, workload, is_measured=known is not None)
-
-
-def known_machine(engine: Engine) -> HardwareSpec | None:
-    """The engine's machine as it was measured before; None when it was not, or has a device, as only hosts were."""
-    from moelens.ops.native import choose_isa
-    from moelens.planning.measured import known_hardware
-
-    return None if engine.has_device else known_hardware(engine.config, engine.plan.threads, choose_isa(None))
-
-
-def _cost_model(engine: Engine, hardware: HardwareSpec) -> CostModel:
-    return CostModel(engine.config, hardware, load_chunks=engine.plan.load_chunks)
+    cost = engine.cost
+    if cost is None:
+        hardware = unmeasured(engine.plan.threads, has_device=engine.has_device)
+        cost = CostModel(engine.config, hardware, load_chunks=engine.plan.load_chunks)
+    return Forecast(cost, engine.plan, workload, is_measured=engine.cost is not None)

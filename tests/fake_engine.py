@@ -57,6 +57,7 @@ class FakeEngine:
         self.plan = Plan(step_tokens=max_requests, max_requests=max_requests, kv_blocks=4)
         self.config = CONFIG
         self.has_device = False
+        self.cost = None
         self.chooser = None
         self.on_step: Callable[..., None] | None = None
         self.waiting: list[Request] = []

@@ -6,10 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from moelens.cost.seconds import CostModel
 from moelens.cost.workload import Workload
-from moelens.ops.native import choose_isa
-from moelens.planning.measured import known_hardware
 from moelens.planning.predict import predict
 from moelens.planning.report import limit_of
 
@@ -34,12 +31,9 @@ def expect(
     engine: Engine, lengths: Sequence[tuple[int, int]], stage_seconds: Mapping[str, float]
 ) -> Expectation | None:
     """Of requests of the given prompt and output tokens; None where this machine was not measured for such layers."""
-    if engine.has_device or not lengths:
+    cost = engine.cost
+    if cost is None or not lengths:
         return None
-    hardware = known_hardware(engine.config, engine.plan.threads, choose_isa(None))
-    if hardware is None:
-        return None
-    cost = CostModel(engine.config, hardware)
     workload = Workload([prompt for prompt, _ in lengths], [max(1, output) for _, output in lengths])
     job = predict(cost, engine.plan, workload)
     expected = {stage.value: seconds for stage, seconds in job.stage_seconds.items()}

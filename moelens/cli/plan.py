@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 
 from moelens.bench.arguments import parse_bytes
 from moelens.cli.flags import Parser, json_object, positive
+from moelens.devices import parse_device
 from moelens.errors import ConfigError, MoelensError
 
 if TYPE_CHECKING:
@@ -38,6 +39,9 @@ def make_parser() -> Parser:
     parser.add_argument("--hf-overrides", type=json_object, help="entries of config.json")
     parser.add_argument("--quantization", choices=("int8",), help="of the weights, as they are loaded")
     parser.add_argument("--hardware", default="this", help="this, a known name, or a file (default: this)")
+    parser.add_argument(
+        "--device", default="cpu", help="of this machine: cpu, cuda or emulated:link=4GB/s,memory=600MB"
+    )
     parser.add_argument("--refresh", action="store_true", help="measure this machine again")
     work = parser.add_argument_group("workload")
     work.add_argument("--requests", type=positive)
@@ -87,6 +91,7 @@ def _plan(found: argparse.Namespace) -> int:
         found.hardware,
         workload,
         wishes,
+        device=parse_device(found.device),
         refresh=found.refresh,
     )
     sys.stdout.write(json.dumps(report.to_json(outlook), indent=2) + "\n" if found.json else report.to_text(outlook))

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 from moelens.pipeline.task import Resource, Stage, Task
@@ -20,6 +20,15 @@ class Span:
     @property
     def seconds(self) -> float:
         return self.end_seconds - self.start_seconds
+
+
+@dataclass(frozen=True)
+class ExpectedStep:
+    """What a step is expected to take: in all, outside of its tasks, and by stage."""
+
+    seconds: float
+    outside_seconds: float
+    stage_seconds: Mapping[Stage, float]
 
 
 @dataclass

@@ -14,6 +14,7 @@ from moelens.cost.hardware import HardwareSpec
 from moelens.cost.seconds import CostModel
 from moelens.cost.work import model_weight_bytes
 from moelens.cost.workload import Workload
+from moelens.devices import CpuDevice, Device
 from moelens.errors import ConfigError
 from moelens.memory.available import available_bytes
 from moelens.models.architecture import Architecture
@@ -24,6 +25,7 @@ from moelens.planning.default import BLOCK_TOKENS, Limits, Sizes
 from moelens.planning.report import Outlook, look_ahead
 from moelens.planning.search import choose
 
+CPU = CpuDevice()
 SHARE_OF_MEMORY = 0.9  # of what there is, for weights, cache and activations
 
 
@@ -74,14 +76,15 @@ def advise(
     workload: Workload,
     wishes: Wishes,
     *,
+    device: Device = CPU,
     refresh: bool = False,
 ) -> Outlook:
-    """The chosen plan for a job and what to expect of it.
+    """The chosen plan for a job and what to expect of it; `device` is of this machine.
 
     Raises ConfigError for a machine that nobody knows, and CapacityError when no plan can hold the job.
     """
     config = architecture.config
-    spec, threads = _hardware(architecture, hardware, wishes, refresh)
+    spec, threads = _hardware(architecture, hardware, wishes, device, refresh)
     if config.quantization is not None and spec.device is not None:
         raise ConfigError(
             f"quantization={config.quantization.value!r} on {spec.name} is not supported: products run on its device, "
@@ -104,18 +107,24 @@ def sizes_of(config: ModelConfig) -> Sizes:
     return Sizes(model_weight_bytes(config), config.kv_bytes_per_token * BLOCK_TOKENS)
 
 
-def _hardware(architecture: Architecture, hardware: str, wishes: Wishes, refresh: bool) -> tuple[HardwareSpec, int]:
+def _hardware(
+    architecture: Architecture, hardware: str, wishes: Wishes, device: Device, refresh: bool
+) -> tuple[HardwareSpec, int]:
     if hardware != "this":
         spec = named_hardware(hardware)
         if wishes.device_bytes is not None and spec.device is not None:
-            device = dataclasses.replace(spec.device, memory_bytes=float(wishes.device_bytes))
-            spec = dataclasses.replace(spec, device=device)
+            processor = dataclasses.replace(spec.device, memory_bytes=float(wishes.device_bytes))
+            spec = dataclasses.replace(spec, device=processor)
+        if not isinstance(device, CpuDevice):
+            raise ConfigError(f"--device is of this machine, but --hardware is {hardware}: leave one of them out.")
         return spec, wishes.threads or 1
+    from moelens.offload import check_device, host_threads
     from moelens.ops.native import NativeOps  # named machines need no kernels
     from moelens.planning.measured import measured_hardware
 
-    ops = NativeOps(wishes.threads)
-    return measured_hardware(architecture, ops, refresh=refresh), ops.threads
+    check_device(device)
+    ops = NativeOps(host_threads(device, wishes.threads))
+    return measured_hardware(architecture, ops, device, refresh=refresh), ops.threads
 
 
 def _host_bytes(spec: HardwareSpec) -> int:

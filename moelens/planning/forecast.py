@@ -9,6 +9,7 @@ from moelens.cost.seconds import CostModel
 from moelens.cost.workload import StepShape, Workload
 from moelens.errors import CapacityError
 from moelens.pipeline.task import Stage
+from moelens.pipeline.timeline import ExpectedStep
 from moelens.plan import Plan
 from moelens.planning.drift import Drift, blend
 from moelens.planning.predict import predict
@@ -58,17 +59,18 @@ class Forecast:
         stage_seconds: Mapping[Stage, float],
         seconds: float,
         finished: Sequence[Request] = (),
+        expected: ExpectedStep | None = None,
     ) -> None:
-        """Take in a step: its parts, what its stages took, what all of it took, and the requests that it ended."""
-        times, expected = self._clock.times(parts)
-        whole = times.seconds + self._clock.outside_seconds(parts)
-        self._done_seconds += whole
-        self._whole = blend(self._whole, (whole, seconds))
-        for stage, own in expected.items():
+        """Take in a step: its parts, what its stages took, what all of it took, the requests that it ended, and what it
+        was expected to take, if that is known already."""
+        step = expected or self._clock.expect(parts)
+        self._done_seconds += step.seconds
+        self._whole = blend(self._whole, (step.seconds, seconds))
+        for stage, own in step.stage_seconds.items():
             self._done[stage] += own
-        self._drift.observe(expected, stage_seconds)
+        self._drift.observe(step.stage_seconds, stage_seconds)
         outside = max(0.0, seconds - sum(stage_seconds.values()))
-        self._outside = blend(self._outside, (self._clock.outside_seconds(parts), outside))
+        self._outside = blend(self._outside, (step.outside_seconds, outside))
         self._steps += 1
         self._seconds += seconds
         self._done_rows += sum(part.tokens for part in parts)

@@ -18,7 +18,7 @@ from moelens.cost.hardware import HardwareSpec, Processor
 from moelens.cost.seconds import CostModel
 from moelens.cost.work import layer_weight_bytes
 from moelens.cost.workload import StepShape
-from moelens.devices import CpuDevice, Device, EmulatedDevice
+from moelens.devices import CpuDevice, CudaDevice, Device, EmulatedDevice
 from moelens.engine import Engine
 from moelens.machine.cpu import CpuMachine
 from moelens.memory.kv_cache import KVCache, kv_block_bytes
@@ -58,10 +58,12 @@ METER_BYTES = 96 << 20  # of a read that tells how fast memory is just then: som
 FEW_ROWS = 64  # in steps of which a round is cheap
 
 
-def probe(architecture: Architecture, ops: NativeOps, *, budget_seconds: float = 35.0) -> HardwareSpec:
+def probe(
+    architecture: Architecture, ops: NativeOps, device: Device | None = None, *, budget_seconds: float = 35.0
+) -> HardwareSpec:
     """Measure this machine on layers of `architecture`, in about `budget_seconds` and twice through at the least."""
     begin = time.perf_counter()
-    bench = ProbeBench(architecture, ops)
+    bench = ProbeBench(architecture, ops, device)
     bench.round()  # warms the threads and the allocator up
     rounds, samples = 0, []
     while rounds < 2 or time.perf_counter() - begin < budget_seconds:
@@ -90,7 +92,8 @@ class ProbeBench:
         self._sampler = Sampler(ops, vocab=config.vocab, eos_token_ids=(), threads=ops.threads)
         self._plan = Plan(step_tokens=PREFILL_ROWS[-1], max_requests=PREFILL_ROWS[-1], kv_blocks=self._blocks)
         side = _open(device or CpuDevice(), self.architecture, self._weights, ops, self._plan)
-        self._device, self._memory, self._machine = device, side.memory, side.machine
+        self._device = None if isinstance(device, CpuDevice) else device
+        self._memory, self._machine = side.memory, side.machine
         self._executor = Executor(side.machine)
         self._fixed: tuple[float, float, float] | None = None  # what is measured once
         self._by_threads: tuple[float, ...] = ()
@@ -124,7 +127,7 @@ class ProbeBench:
             self._link = measure_link(self._machine, self._memory, self.architecture.config)
         spec = dataclasses.replace(
             spec,
-            device=dataclasses.replace(spec.host, name="the device"),
+            device=dataclasses.replace(spec.host, name="the device", memory_bytes=_memory_bytes(self._device)),
             to_device_bytes_per_second=self._link.up_bytes_per_second,
             to_host_bytes_per_second=self._link.down_bytes_per_second,
             both_ways_share=self._link.both_ways_share,
@@ -231,6 +234,13 @@ def _open(device: Device, architecture: Architecture, weights: WeightStore, ops:
         device = dataclasses.replace(device, memory_bytes=1 << 40)
     _, placement = plan_device(device, plan, architecture, ops, given=True)
     return open_device(device, architecture, weights, ops, plan, placement)
+
+
+def _memory_bytes(device: Device | None) -> float:
+    if isinstance(device, EmulatedDevice):
+        return float(device.memory_bytes)
+    assert isinstance(device, CudaDevice)
+    return float(torch.cuda.mem_get_info(device.index)[1])
 
 
 def _emulated(spec: HardwareSpec, ops: NativeOps, link: Link, device: EmulatedDevice) -> HardwareSpec:

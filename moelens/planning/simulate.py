@@ -15,6 +15,7 @@ from moelens.errors import CapacityError
 from moelens.machine.simulated import LANES, LINKS, ONE_LANE, Need, Sharing, SimulatedMachine, StepTimes
 from moelens.pipeline.step import step_tasks
 from moelens.pipeline.task import Resource, Stage, Task
+from moelens.pipeline.timeline import ExpectedStep
 from moelens.plan import Plan
 from moelens.planning.pricing import StepPricing
 from moelens.request import Request
@@ -148,9 +149,14 @@ class StepClock:
             self._patterns[pattern] = step_tasks(parts, loads, self._plan)
         return self._patterns[pattern]
 
-    def seconds(self, parts: Sequence[StepShape]) -> float:
+    def expect(self, parts: Sequence[StepShape]) -> ExpectedStep:
         """A step from one `next_step` to the next."""
-        return self.times(parts)[0].seconds + self.outside_seconds(parts)
+        (times, stages), outside = self.times(parts), self.outside_seconds(parts)
+        return ExpectedStep(times.seconds + outside, outside, stages)
+
+    def seconds(self, parts: Sequence[StepShape]) -> float:
+        """All of that."""
+        return self.expect(parts).seconds
 
     def outside_seconds(self, parts: Sequence[StepShape]) -> float:
         """What of that lies outside of its tasks."""

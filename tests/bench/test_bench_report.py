@@ -89,7 +89,7 @@ class CountingLLM:
     def __post_init__(self) -> None:
         plan = Plan(step_tokens=64, max_requests=8, kv_blocks=4, threads=2)
         self.engine = SimpleNamespace(
-            has_device=True,  # of which nothing is predicted
+            cost=None,  # so that nothing is predicted
             totals=Totals(),
             vocab=100,
             max_model_len=1000,

@@ -66,13 +66,23 @@ ALLOWED: dict[str, set[str]] = {
     | {"schedule", "schedule.batch", "pipeline", "stopping", "engine", "planning", "planning.curves"}
     | {"planning.reading", "planning.link", "devices", "offload"},
     "planning.link": RECORDS | {"machine", "memory", "models.config"},
-    "planning.measured": {"cost", "errors", "models", "models.architecture", "models.config", "ops", "planning.probe"},
+    "planning.measured": {
+        "cost",
+        "devices",
+        "errors",
+        "models",
+        "models.architecture",
+        "models.config",
+        "ops",
+        "planning.probe",
+    },
     "planning.advice": RECORDS
-    | {"cost", "ops", "models", "models.architecture", "memory", "checkpoint", "planning", "planning.measured"},
+    | {"cost", "ops", "models", "models.architecture", "memory", "checkpoint", "planning", "planning.measured"}
+    | {"offload"},
     "machine.simulated": RECORDS,
     # all of it together
     "engine": RECORDS
-    | {"ops", "ops.interface", "models", "memory", "machine", "schedule", "pipeline", "text", "stopping"},
+    | {"ops", "ops.interface", "models", "memory", "machine", "schedule", "pipeline", "text", "stopping", "cost"},
     "options": RECORDS,
     "offload": RECORDS | {"cost", "ops", "ops.interface", "models", "memory", "machine", "planning"},
     "assembly": RECORDS
