@@ -56,14 +56,19 @@ class DividedLayer:
         """
         if rows > MOST_ROWS:
             return False
-        touched, whole = self.cost.routing.touched, self.link_seconds(self.ffn.experts)
-        for tried in range(TRIED + 1):
-            host = rows * tried // TRIED
-            link = self.link_seconds(touched(self.ffn, rows - host))
-            own = self.host_seconds(host, touched(self.ffn, host))
-            if host and max(link, own + busy_seconds) <= WAITING * whole:
-                return True
-        return False
+        whole = self.link_seconds(self.ffn.experts)
+        divisions = [self._seconds(rows, host, busy_seconds) for host in _tried(rows) if host]
+        return any(seconds <= WAITING * whole for seconds in divisions)
+
+    def expected_rows_of_host(self, rows: int, busy_seconds: float) -> int:
+        """How many of `rows` rows the host is expected to finish, were routing what it is taken to be."""
+        return min(_tried(rows), key=lambda host: self._seconds(rows, host, busy_seconds))
+
+    def _seconds(self, rows: int, host: int, busy_seconds: float) -> float:
+        """Until both sides have ended."""
+        touched = self.cost.routing.touched
+        own = self.host_seconds(host, touched(self.ffn, host)) + (busy_seconds if host else 0.0)
+        return max(self.link_seconds(touched(self.ffn, rows - host)), own)
 
     def rows_of_host(self, ids: Sequence[Sequence[int]], present: Set[int], busy_seconds: float) -> list[int]:
         """The rows of ids [T][A] that the host finishes so that both sides end soonest; `present` have been brought.
@@ -94,3 +99,8 @@ class DividedLayer:
             if own > best_seconds:
                 break
         return sorted(host[:best])
+
+
+def _tried(rows: int) -> list[int]:
+    """Numbers of rows that the host might finish."""
+    return sorted({rows * tried // TRIED for tried in range(TRIED + 1)})

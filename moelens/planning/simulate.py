@@ -6,6 +6,7 @@ from array import array
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
+from moelens.cost.division import MOST_ROWS
 from moelens.cost.footprint import LOGIT_ROWS
 from moelens.cost.hardware import HardwareSpec
 from moelens.cost.lanes import OF_LOGITS, first_of_kind
@@ -14,9 +15,10 @@ from moelens.cost.workload import StepShape, Workload
 from moelens.errors import CapacityError
 from moelens.machine.simulated import LANES, LINKS, ONE_LANE, Need, Sharing, SimulatedMachine, StepTimes
 from moelens.pipeline.step import step_tasks
-from moelens.pipeline.task import Resource, Stage, Task
+from moelens.pipeline.task import Experts, LayerLoad, Resource, Stage, Task
 from moelens.pipeline.timeline import ExpectedStep
 from moelens.plan import Plan
+from moelens.planning.divided import STAGES, ExpectedDivision
 from moelens.planning.pricing import StepPricing
 from moelens.request import Request
 from moelens.sampling_params import SamplingParams
@@ -99,6 +101,8 @@ class StepClock:
         self._kinds = first_of_kind(cost.config)
         streamed = [layer for layer, load in enumerate(cost.layer_loads()) if load.streams]
         self._first = frozenset(streamed[: plan.ring_layers])
+        self._division = ExpectedDivision(self._cost)
+        self._divided = False
         self._carried: float | None = None  # seconds that the step before has left for its last loads
 
     @property
@@ -136,14 +140,27 @@ class StepClock:
             shape = parts[task.part]
             if task.stage in OF_LOGITS:
                 shape = replace(shape, logit_rows=min(LOGIT_ROWS, shape.logit_rows - task.chunk * LOGIT_ROWS))
-            demand = self._cost.demand(task.stage, task.layer, shape, task.chunk)
+            if self._divided and task.stage in STAGES:
+                demand = self._division.demand(task.stage, task.layer, shape)
+            else:
+                demand = self._cost.demand(task.stage, task.layer, shape, task.chunk)
             known = needs[key] = (demand.seconds, demand.host_bytes)
         return known
+
+    def _step_loads(self, parts: Sequence[StepShape]) -> tuple[LayerLoad, ...]:
+        """How each layer's weights come."""
+        shape = sum(parts, StepShape())
+        if not (self._plan.experts_on_host and self._has_device) or shape.tokens > MOST_ROWS:
+            loads = self._cost.layer_loads(shape.tokens)
+        else:
+            loads = self._division.loads(shape)
+        self._divided = any(load.experts is Experts.DIVIDED for load in loads)
+        return loads
 
     def _tasks(self, parts: Sequence[StepShape]) -> list[Task]:
         """The tasks of a step, which are the same whenever the same parts have decodes and prefills, and the same
         weights stream."""
-        loads = self._cost.layer_loads(sum(part.tokens for part in parts))
+        loads = self._step_loads(parts)
         pattern = loads, *(_pattern(part) for part in parts)
         if pattern not in self._patterns:
             self._patterns[pattern] = step_tasks(parts, loads, self._plan)

@@ -1,0 +1,64 @@
+"""What of a step's layers is expected to be divided between host and device, and what each side's tasks then need."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+from moelens.cost.division import DividedLayer
+from moelens.cost.lanes import LaneCosts
+from moelens.cost.seconds import CostModel, Demand, stage_seconds
+from moelens.cost.work import expert_weight_bytes, experts_work
+from moelens.cost.workload import StepShape
+from moelens.models.config import MoEFFN
+from moelens.pipeline.task import Experts, LayerLoad, Stage
+
+ATTENDING = (Stage.STORE_KV, Stage.ATTEND_DECODES, Stage.ATTEND_RESUMED)
+STAGES = (Stage.LOAD_EXPERTS, Stage.FINISH_ROWS, Stage.UPLOAD_ROWS, Stage.EXPERTS)
+
+
+class ExpectedDivision:
+    """The division that `StepPricing` makes by the router's choice, as it is expected before anybody has chosen."""
+
+    def __init__(self, cost: CostModel) -> None:
+        self._cost = cost
+        self._lanes = LaneCosts.of(cost)
+
+    def loads(self, shape: StepShape) -> tuple[LayerLoad, ...]:
+        """How each layer's weights come in a step of `shape`."""
+        busy = self._busy_seconds(shape)
+        return tuple(
+            replace(load, experts=Experts.DIVIDED) if load.streams and self._pays(layer, shape, busy) else load
+            for layer, load in enumerate(self._cost.layer_loads(shape.tokens))
+        )
+
+    def demand(self, stage: Stage, layer: int, shape: StepShape) -> Demand:
+        """Of a task of a divided layer, for a part of `shape`."""
+        cost, divided = self._cost, DividedLayer(self._cost, layer)
+        last = layer + 1 == len(cost.config.layers)
+        rows = shape.logit_rows if last else shape.tokens
+        host = divided.expected_rows_of_host(rows, self._busy_seconds(shape))
+        of_host, of_device = (cost.routing.touched(divided.ffn, of) for of in (host, rows - host))
+        each_bytes = expert_weight_bytes(cost.config, layer) / divided.ffn.experts
+        if stage is Stage.LOAD_EXPERTS:
+            return Demand(divided.link_seconds(of_device), of_device * each_bytes)
+        if stage is Stage.FINISH_ROWS:
+            return Demand(divided.host_seconds(host, of_host), of_host * each_bytes)
+        if stage is Stage.UPLOAD_ROWS:
+            return cost.demand(stage, layer, replace(shape, decode_tokens=host, prefill_tokens=0, logit_rows=host))
+        assert cost.hardware.device is not None
+        if rows == host:
+            return Demand(cost.hardware.device.task_seconds)
+        work = experts_work(cost.config, layer, rows - host, of_device)
+        seconds = stage_seconds(cost.hardware.device, stage, work, shape) * cost.scales.get(stage, 1.0)
+        return Demand(seconds, work.bytes if cost.hardware.device_shares_memory else 0.0)
+
+    def _pays(self, layer: int, shape: StepShape, busy_seconds: float) -> bool:
+        is_routed = isinstance(self._cost.config.layers[layer].ffn, MoEFFN)
+        return is_routed and DividedLayer(self._cost, layer).pays(shape.tokens, busy_seconds)
+
+    def _busy_seconds(self, shape: StepShape) -> float:
+        """What the host does for rows of `shape` in a layer beside finishing some."""
+        if not shape.hosted_tokens:
+            return 0.0
+        seconds = self._lanes.stage_seconds(shape)
+        return sum(seconds.get(stage, 0.0) for stage in ATTENDING) / len(self._cost.config.layers)
