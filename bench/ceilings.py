@@ -53,9 +53,13 @@ class Ceiling:
 
 
 class CeilingMeter:
-    """Measures the ceilings of the instruction set `isa` on `threads` threads; `memory` is what is read."""
+    """Measures the ceilings of the instruction set `isa` on `threads` threads; `memory` is what is read.
 
-    def __init__(self, isa: str, threads: int, memory: torch.Tensor | None = None) -> None:
+    `int8`: of 8-bit whole numbers in place of the instruction set's floats.
+    """
+
+    def __init__(self, isa: str, threads: int, memory: torch.Tensor | None = None, *, int8: bool = False) -> None:
+        self._int8 = int8
         self._kernels = _cpu.Kernels(isa, threads)
         memory = make_storage((READ_BYTES // 4,), torch.float32) if memory is None else memory
         self._floats = memory.view(-1).view(torch.float32)
@@ -63,7 +67,7 @@ class CeilingMeter:
     def flops_per_second(self) -> float:
         """Of multiplications and additions in registers."""
         begin = time.perf_counter()
-        return self._kernels.multiply_registers(FLOPS_PER_THREAD) / (time.perf_counter() - begin)
+        return self._kernels.multiply_registers(FLOPS_PER_THREAD, self._int8) / (time.perf_counter() - begin)
 
     def bytes_per_second(self) -> float:
         """Of a plain read."""

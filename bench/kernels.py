@@ -1,7 +1,7 @@
 """Speed of every op: GFLOP/s, GB/s and the share of the ceilings measured just before, and torch and zentorch beside.
 
     python bench/kernels.py [experts linear attention row_wise sample pack …] [--isa ISA] [--threads N] [--tokens T …]
-        [--zentorch ENV/bin/python] [--plot FILE.png] [--json FILE]
+        [--int8] [--zentorch ENV/bin/python] [--plot FILE.png] [--json FILE]
 
 Weights are cold: each call uses the next of several copies, which together are far larger than the caches. GFLOP/s
 counts 2 per weight and row; GB/s counts the weights of the experts that were used, once, as they are stored, and of the
@@ -49,6 +49,20 @@ class Setup:
     linear_tokens: Sequence[int] = (1, 8, 64, 512)
     row_tokens: int = 2048
     cold_bytes: int = COLD_BYTES
+    int8: bool = False  # weights of products, beside activations of `dtype`
+
+    @property
+    def kept(self) -> torch.dtype:
+        """What the weights of products are kept in."""
+        return torch.int8 if self.int8 else self.dtype
+
+    def matrices(self, *shape: int) -> torch.Tensor:
+        """Packed weights, random, where the engine would keep them."""
+        if not self.int8:
+            return self.weights(*shape)
+        storage = make_storage(shape, torch.int8).random_(-128, 128)
+        storage.view(-1, shape[-3], 128)[:, -1].view(torch.float32).fill_(0.05 / 64)  # the columns' scales
+        return storage
 
     def copies(self, nbytes: int) -> int:
         """How many copies of so many bytes are cold when each is used in turn."""
@@ -62,11 +76,11 @@ class Setup:
 def bench_experts(setup: Setup, rivals_of: Callable[[str, int], Rivals]) -> Iterator[tuple[Call, Rivals]]:
     ops = setup.ops
     for shape, (experts, active, hidden, width) in EXPERT_SHAPES.items():
-        expert_bytes = 3 * hidden * width * setup.dtype.itemsize
-        gate_up = ops.gate_up_shape(width, hidden, setup.dtype)
-        down = ops.down_shape(hidden, width, setup.dtype)
+        expert_bytes = 3 * hidden * width * setup.kept.itemsize
+        gate_up = ops.gate_up_shape(width, hidden, setup.kept)
+        down = ops.down_shape(hidden, width, setup.kept)
         layers = [
-            ExpertMatrices(setup.weights(experts, *gate_up), setup.weights(experts, *down), experts, width, hidden)
+            ExpertMatrices(setup.matrices(experts, *gate_up), setup.matrices(experts, *down), experts, width, hidden)
             for _ in range(setup.copies(experts * expert_bytes))
         ]
         for rows in setup.tokens:
@@ -82,10 +96,10 @@ def bench_experts(setup: Setup, rivals_of: Callable[[str, int], Rivals]) -> Iter
 def bench_linear(setup: Setup, threads: int) -> Iterator[tuple[Call, Rivals]]:
     ops = setup.ops
     for columns, inner in LINEAR_SHAPES:
-        nbytes = columns * inner * setup.dtype.itemsize
+        nbytes = columns * inner * setup.kept.itemsize
         count = setup.copies(nbytes)
-        packed = ops.matrix_shape(columns, inner, setup.dtype)
-        weights = [Matrix(setup.weights(*packed), columns, inner) for _ in range(count)]
+        packed = ops.matrix_shape(columns, inner, setup.kept)
+        weights = [Matrix(setup.matrices(*packed), columns, inner) for _ in range(count)]
         plain = [setup.weights(columns, inner) for _ in range(count)]
         for rows in setup.linear_tokens:
             x = torch.randn(rows, inner).to(setup.dtype)
@@ -231,6 +245,7 @@ def main() -> None:
         "--tokens", type=int, nargs="+", help="rows of experts (16 64 256 2048) and linear (1 8 64 512)"
     )
     parser.add_argument("--dtype", choices=["bfloat16", "float32"], default="bfloat16")
+    parser.add_argument("--int8", action="store_true", help="weights of experts and linear in int8, and its ceiling")
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--zentorch", default=sys.executable, metavar="PYTHON")
     parser.add_argument("--plot", type=Path, metavar="FILE.png", help="draw where each op stands (needs matplotlib)")
@@ -240,12 +255,14 @@ def main() -> None:
     if wrong:
         parser.error(f"there are {', '.join(WHAT)}, got {', '.join(wrong)}")
     torch.set_num_threads(1)
-    setup = Setup(NativeOps(args.threads, args.isa), getattr(torch, args.dtype))
+    setup = Setup(NativeOps(args.threads, args.isa), getattr(torch, args.dtype), int8=args.int8)
+    if args.int8 and set(args.what) - {"experts", "linear"}:
+        parser.error("--int8 is of experts and linear: name these")
     if args.tokens:
         setup = replace(setup, tokens=args.tokens, linear_tokens=args.tokens)
     ops = setup.ops
-    meter = CeilingMeter(ops.isa, ops.threads)
-    title = f"{ops.isa}, {ops.threads} threads, {args.dtype}"
+    meter = CeilingMeter(ops.isa, ops.threads, int8=args.int8)
+    title = f"{ops.isa}, {ops.threads} threads, {args.dtype}{', int8 weights' if args.int8 else ''}"
     print(title, flush=True)
     found: list[Measurement] = []
     with contextlib.ExitStack() as stack:

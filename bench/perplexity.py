@@ -5,7 +5,7 @@
 A text is a plain file, or a .jsonl file with a "prompt" in each line. It is cut into windows of --tokens tokens, each
 of which is read from its begin: the perplexity is e to the mean of -log p over all tokens of all windows but the first
 of each. Both runs read the same windows. The same top is the share of these places at which both runs' likeliest token
-is the same; "KL" can't be had from log-probabilities of a few tokens, so the mean of |log p - log p'| stands beside.
+is the same; the last column is the mean of |log p - log p'|.
 """
 
 from __future__ import annotations

@@ -6,11 +6,8 @@ from dataclasses import replace
 
 import torch
 
-from moelens.errors import UnsupportedModelError
 from moelens.models.architecture import Architecture, Form, TensorSpec
 from moelens.models.config import Quantization
-
-MOST_COLUMNS = 65536  # of a matrix: so many products of 8-bit numbers fit a sum of 32 bits
 
 # The products of attention; those of the feed-forward blocks have forms of their own. Router, shared experts' gate and
 # head stay as they are: they are small or read once a step, and what they decide is worth more than their bytes.
@@ -18,17 +15,8 @@ _MATRICES = ("qkv", "output")
 
 
 def quantize(architecture: Architecture, quantization: Quantization) -> Architecture:
-    """The same model with its large products' weights in int8, one scale a row.
-
-    Raises UnsupportedModelError for rows that are too long.
-    """
+    """The same model with its large products' weights in int8, one scale a row."""
     assert quantization is Quantization.INT8
-    for spec in (spec for specs in architecture.layer_tensors for spec in specs):
-        if spec.form is not Form.PLAIN and spec.shape[-1] > MOST_COLUMNS:
-            raise UnsupportedModelError(
-                f"{spec.name} has rows of {spec.shape[-1]} weights, and sums of more than {MOST_COLUMNS} don't fit the "
-                "int8 kernels: leave quantization out."
-            )
     return replace(
         architecture,
         config=replace(architecture.config, quantization=quantization),

@@ -1,19 +1,22 @@
-"""Rows as 8-bit whole numbers: what products by int8 weights compute, in plain torch.
+"""Numbers as 8-bit whole ones: what products by int8 weights compute, in plain torch.
 
-A row is taken as scale · q, q in [-127, 127], with its largest magnitude / 127 as scale. In a product the rows of both
-sides are taken so; sums of whole numbers are exact, and only sum · (scale of x · scale of W) is rounded, in float32.
+Numbers are taken as scale · q, q in [-127, 127], with their largest magnitude / 127 as scale: all of a row of weights,
+and of activations `GROUP` at a time, so that the few that are far larger than the rest spoil only their group. A
+group's sums are whole numbers and exact; times the group's scale they are added in float32, in order, and the total is
+multiplied by the row's scale of W.
 """
 
 from __future__ import annotations
 
 import torch
 
-SCALE_BYTES = 4  # behind the numbers of a row lie the bytes of its scale, as the reference stores it
-LEAST_MAGNITUDE = 1e-30  # a row of smaller numbers is taken as zeros
+GROUP = 256  # activations that share a scale
+SCALE_BYTES = 4  # behind the numbers of a row of weights lie the bytes of its scale, as the reference stores it
+LEAST_MAGNITUDE = 1e-30  # smaller numbers are taken as zeros
 
 
 def quantize(x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """x [T, K] -> q [T, K] int8 and scales [T, 1] float32; a row with a number that is not finite has scale NaN."""
+    """x [T, K] -> q [T, K] int8 and scales [T, 1] float32: NaN for a row with a number that is not finite."""
     wide = x.float()
     magnitude = wide.abs().amax(-1, keepdim=True)
     magnitude = torch.where(magnitude.isfinite(), magnitude, torch.nan)
@@ -37,5 +40,8 @@ def product(x: torch.Tensor, storage: torch.Tensor) -> torch.Tensor:
     scales = storage[:, -SCALE_BYTES:].clone(memory_format=torch.contiguous_format).view(torch.float32)  # [N, 1]
     if x.dtype == torch.float64:
         return x @ (weight * scales.double()).T
-    q, row_scales = quantize(x)
-    return (q.double() @ weight.T).float() * (row_scales * scales.T)
+    total = torch.zeros(len(x), len(weight))
+    for begin in range(0, x.shape[1], GROUP):
+        q, group_scales = quantize(x[:, begin : begin + GROUP])
+        total += (q.double() @ weight[:, begin : begin + GROUP].T).float() * group_scales
+    return total * scales.T

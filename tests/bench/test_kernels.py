@@ -1,5 +1,6 @@
 """The benches of the ops: every op is run and counted, shares are of the ceiling that binds, rivals run in turn."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -48,6 +49,15 @@ def test_torch_runs_beside_linear_and_one_thread_is_left(monkeypatch: pytest.Mon
     finally:
         torch.set_num_threads(threads)
     assert found.versus["torch"] > 0 and " x torch" in found.line()
+
+
+def test_int8_weights_are_multiplied_as_they_are_packed(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("bench.kernels.LINEAR_SHAPES", ((32, 64),))
+    setup = replace(SETUP, int8=True)
+    call, _ = next(bench_linear(setup, 1))
+    assert call.nbytes == 32 * 64
+    result = call.calls[0]()
+    assert isinstance(result, torch.Tensor) and result.isfinite().all() and result.float().std() > 0
 
 
 def test_attention_counts_keys_and_pairs() -> None:

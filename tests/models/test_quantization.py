@@ -4,18 +4,15 @@ from __future__ import annotations
 
 from array import array
 
-import pytest
 import torch
 from tiny_config import CONFIG
 
 from moelens.checkpoint.random import random_weights
 from moelens.engine import Engine
-from moelens.errors import UnsupportedModelError
 from moelens.machine.cpu import CpuMachine
 from moelens.memory.weights import store_bytes
 from moelens.models.architecture import Architecture
 from moelens.models.config import Quantization
-from moelens.models.quantization import MOST_COLUMNS
 from moelens.models.registry import build
 from moelens.ops.interface import Ops
 from moelens.ops.native import NativeOps
@@ -72,8 +69,3 @@ def test_logprobs_are_near_those_of_the_model_as_it_is() -> None:
     assert not torch.equal(found, expected)
     assert (found - expected).abs().max() < 0.01 * expected.abs().max()
     assert torch.allclose(found, logprobs(quantized(), ReferenceOps()), atol=1e-3)
-
-
-def test_rows_too_long_for_a_sum_are_refused() -> None:
-    with pytest.raises(UnsupportedModelError, match=r"experts.down has rows of 65568 .*: leave quantization out"):
-        build({**CONFIG, "intermediate_size": MOST_COLUMNS + 32}, quantization=Quantization.INT8)

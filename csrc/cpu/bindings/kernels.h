@@ -41,9 +41,7 @@ class Kernels {
 
 using KernelsClass = pybind11::class_<Kernels>;
 
-// Columns of a panel of packed weights, and what is multiplied with int8 ones: sums of so many fit 32 bits.
-constexpr int64_t kPanelColumns = 32;
-constexpr int64_t kMostInt8Columns = 65536;
+constexpr int64_t kPanelColumns = 32;  // of packed weights
 
 // Packed panels of matrices with `columns` columns: […, panels, columns, 32] in float32, […, panels, ceil(columns/2),
 // 32, 2] in bfloat16, […, panels, ceil(columns/4) + 1, 32, 4] in int8, whose last line is the scales. Quantised weights

@@ -11,18 +11,11 @@ bool is_quantized(const char* name, py::handle storage, const char* op) {
     return view_tensor(op, name, storage).dtype == DType::kInt8;
 }
 
-void check_quantized_columns(const Arguments& arguments, const char* name, int64_t columns) {
-    if (columns <= kMostInt8Columns) return;
-    arguments.reject(std::string(name) + " must have at most " + std::to_string(kMostInt8Columns) +
-                     " columns in int8, found " + std::to_string(columns));
-}
-
 }  // namespace
 
 TensorView check_panels(Arguments& arguments, const char* name, py::handle storage, Dim panels, int64_t columns,
                         DType activations) {
     if (is_quantized(name, storage, arguments.op())) {
-        check_quantized_columns(arguments, name, columns);
         return arguments.storage(name, storage, {panels, divide_up(columns, 4) + 1, kPanelColumns, 4}, {DType::kInt8});
     }
     if (activations == DType::kFloat32) {
@@ -34,7 +27,6 @@ TensorView check_panels(Arguments& arguments, const char* name, py::handle stora
 TensorView check_expert_panels(Arguments& arguments, const char* name, py::handle storage, int64_t panels,
                                int64_t columns, DType activations) {
     if (is_quantized(name, storage, arguments.op())) {
-        check_quantized_columns(arguments, name, columns);
         const int64_t lines = divide_up(columns, 4) + 1;
         return arguments.storage(name, storage, {"E", panels, lines, kPanelColumns, 4}, {DType::kInt8});
     }

@@ -24,7 +24,8 @@ void carve(Carver& carver, ExpertsInt8Call<T>& call, int64_t most_tasks, int thr
     call.packed = carver.take<int32_t>(threads);
     call.x = carve_quantized(carver, call.plan.tokens, call.args.hidden);
     call.inner = carver.take<T>(slots * call.args.width);
-    call.slots = {nullptr, carver.take<float>(slots), carver.take<int32_t>(slots), 0};
+    const int64_t groups = group_count(call.args.width);
+    call.slots = {nullptr, carver.take<float>(slots * groups), carver.take<int32_t>(slots * groups), 0, groups};
     call.panels = carver.take<float>(slots * row_floats<Quads>(call.args.width));
 }
 
@@ -76,9 +77,9 @@ void run_gate_up(const Context& context, const ExpertsInt8Call<T>& call) {
         const float* weights = static_cast<const float*>(call.args.gate_up);
         for (int64_t panel = task.first_panel; panel < task.last_panel; ++panel) {
             const float* b = weights + (segment.expert * call.tiling.panels + panel) * panel_floats;
-            multiply_panel<Quads>(a, b, steps, sums, panel + 1 < task.last_panel ? b + panel_floats : b);
-            rescale(sums, a.row_count(), call.x, b + steps * kPanelColumns,
-                    [&](int64_t r) { return call.plan.token_at[first_slot + r]; });
+            multiply_quad_panel(
+                a, call.x, [&](int64_t r) { return call.plan.token_at[first_slot + r]; }, b, steps, sums,
+                panel + 1 < task.last_panel ? b + panel_floats : b);
             finish_gate_up(call, sums, first_slot, a.row_count(), panel);
         }
     });
@@ -89,7 +90,9 @@ template <class T>
 void quantize_inner(const ExpertsInt8Call<T>& call, const Segment& segment, int64_t tile, int8_t* scratch) {
     const int64_t width = call.args.width, begin = segment.begin + tile_begin(segment.rows, segment.tiles, tile);
     const int count = static_cast<int>(segment.begin + tile_begin(segment.rows, segment.tiles, tile + 1) - begin);
-    const QuantizedRows rows{scratch, call.slots.scales + begin, call.slots.offsets + begin, quantized_stride(width)};
+    const int64_t groups = call.slots.groups;
+    const QuantizedRows rows{scratch, call.slots.scales + begin * groups, call.slots.offsets + begin * groups,
+                             quantized_stride(width), groups};
     const int8_t* sources[kMaxRows];
     for (int r = 0; r < count; ++r) {
         quantize_row(call.inner + (begin + r) * width, width, r, rows);
@@ -139,9 +142,7 @@ void run_down(const Context& context, const ExpertsInt8Call<T>& call) {
             const float* next = weights + (following * panels + panel) * panel_floats;
             const Panels a{call.panels + segment.begin * row_floats<Quads>(call.args.width), segment.rows,
                            segment.tiles, 0, segment.tiles};
-            multiply_panel<Quads>(a, b, steps, sums, next);
-            rescale(sums, segment.rows, call.slots, b + steps * kPanelColumns,
-                    [&](int64_t r) { return segment.begin + r; });
+            multiply_quad_panel(a, call.slots, [&](int64_t r) { return segment.begin + r; }, b, steps, sums, next);
             add_results(plan, segment, sums, totals - first_token * kPanelColumns);
         }
         const int64_t column = panel * kPanelColumns;

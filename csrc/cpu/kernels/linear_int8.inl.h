@@ -8,7 +8,9 @@ void quantize_rows(const Context& context, const T* x, int64_t rows, int64_t col
 // Takes memory for so many rows of so many columns.
 MOELENS_INLINE QuantizedRows carve_quantized(Carver& carver, int64_t rows, int64_t columns) {
     const int64_t stride = quantized_stride(columns);
-    return {carver.take<int8_t>(rows * stride), carver.take<float>(rows), carver.take<int32_t>(rows), stride};
+    const int64_t groups = group_count(columns);
+    return {carver.take<int8_t>(rows * stride), carver.take<float>(rows * groups), carver.take<int32_t>(rows * groups),
+            stride, groups};
 }
 
 struct LinearInt8Call {
@@ -63,9 +65,8 @@ void linear_int8_typed(const Context& context, const LinearArgs& args) {
         const int64_t end = smaller(tiling.panels, (part + 1) * tiling.panels_per_block);
         for (int64_t panel = part * tiling.panels_per_block; panel < end; ++panel) {
             const float* b = static_cast<const float*>(args.weight) + panel * panel_floats;
-            multiply_panel<Quads>(a, b, steps, sums, b + panel_floats);
-            rescale(sums, a.row_count(), call.rows, b + steps * kPanelColumns,
-                    [&](int64_t r) { return first_row + r; });
+            multiply_quad_panel(
+                a, call.rows, [&](int64_t r) { return first_row + r; }, b, steps, sums, b + panel_floats);
             finish_rows<T, Out>(args, sums, first_row, a.row_count(), panel * kPanelColumns);
         }
     });

@@ -1,9 +1,10 @@
 // Products of 8-bit whole numbers: the format of their panels, and rows and weights brought into it.
 //
-// A row x of activations or weights is taken as scale * q with q in [-127, 127]: scale is its largest magnitude / 127.
-// A step of a panel is four ks. Weights lie as q + 128, since the dot product wants one side unsigned; so a sum comes
-// out as Σ q_w q_x + 128 Σ q_x, and the second term is known when the row is quantised. Sums of up to 65,536 products
-// fit 32 bits and are exact: they don't depend on their order, nor on the instruction set. Behind the steps of a panel
+// Numbers are taken as scale * q with q in [-127, 127], scale being their largest magnitude / 127: all of a row of
+// weights, and of activations 256 at a time, a group, so that the few that are far larger than the rest spoil only
+// theirs. A step of a panel is four ks. Weights lie as q + 128, since the dot product wants one side unsigned; so a sum
+// comes out as Σ q_w q_x + 128 Σ q_x, and the second term is known when the group is quantised. A group's sums are far
+// below 2^24: exact in 32 bits and as floats, whatever their order and the instruction set. Behind the steps of a panel
 // of weights lie its columns' scales, one more line.
 
 struct Quads {
@@ -41,11 +42,18 @@ constexpr int64_t quad_panel_floats(int64_t k) {
 // --- rows of activations
 // ------------------------------------------------------------------------------------------------------
 
+constexpr int64_t kGroup = 256;  // ks that share a scale
+constexpr int64_t kGroupSteps = kGroup / Quads::kDepth;
+
+constexpr int64_t group_count(int64_t columns) {
+    return divide_rounding_up(columns, kGroup);
+}
+
 struct QuantizedRows {
     int8_t* data;      // [rows, stride]
-    float* scales;     // [rows]; a NaN where the row holds one, or an infinity
-    int32_t* offsets;  // [rows]: 128 Σ q
-    int64_t stride;
+    float* scales;     // [rows, groups]; a NaN where the group holds one, or an infinity
+    int32_t* offsets;  // [rows, groups]: 128 Σ q
+    int64_t stride, groups;
 };
 
 // Bytes from one quantised row to the next.
@@ -53,9 +61,9 @@ constexpr int64_t quantized_stride(int64_t columns) {
     return divide_rounding_up(columns, 64) * 64;
 }
 
-constexpr float kLeastMagnitude = 1e-30f;  // a row of smaller numbers is taken as zeros: its factor would overflow
+constexpr float kLeastMagnitude = 1e-30f;  // a group of smaller numbers is taken as zeros: its factor would overflow
 
-// The largest |x| of a row; a NaN where some x is not finite.
+// The largest |x| of a row or a part of it; a NaN where some x is not finite.
 template <class T>
 MOELENS_INLINE float largest_magnitude(const T* row, int64_t columns) {
     constexpr int kChains = 4;
@@ -75,7 +83,7 @@ MOELENS_INLINE float largest_magnitude(const T* row, int64_t columns) {
     return largest(all) + sum((poison[0] + poison[1]) + (poison[2] + poison[3]));
 }
 
-// What x is multiplied by to become q; zero for a row that is all zeros, or not finite.
+// What x is multiplied by to become q; zero where all are zeros, or one is not finite.
 MOELENS_INLINE float quantizing_factor(float magnitude) {
     return magnitude >= kLeastMagnitude ? 127.0f / magnitude : 0.0f;
 }
@@ -84,34 +92,73 @@ MOELENS_INLINE float quantizing_scale(float magnitude) {
 }
 
 template <class T>
-MOELENS_INLINE void quantize_row(const T* row, int64_t columns, int64_t index, const QuantizedRows& out) {
-    const float magnitude = largest_magnitude(row, columns), factor = quantizing_factor(magnitude);
-    int8_t* q = out.data + index * out.stride;
-    out.scales[index] = quantizing_scale(magnitude);
-    out.offsets[index] = 0;
+MOELENS_INLINE void quantize_group(const T* x, int64_t columns, int8_t* q, float* scale, int32_t* offset) {
+    const float magnitude = largest_magnitude(x, columns), factor = quantizing_factor(magnitude);
+    *scale = quantizing_scale(magnitude);
+    *offset = 0;
     if (factor == 0) {
-        memset(q, 0, static_cast<size_t>(out.stride));
+        memset(q, 0, static_cast<size_t>(columns));
         return;
     }
     F32 total = zeros();  // whole numbers far below 2^24: exact
     for (int64_t c = 0; c < columns; c += kLanes) {
-        const F32 whole = round_even(load_up_to(row + c, columns - c) * splat(factor));
+        const F32 whole = round_even(load_up_to(x + c, columns - c) * splat(factor));
         store_int8(q + c, whole);
         total = total + whole;
     }
-    out.offsets[index] = 128 * static_cast<int32_t>(sum(total));
+    *offset = 128 * static_cast<int32_t>(sum(total));
 }
 
-// sums [rows][32] of a panel: whole numbers become the products that they stand for, in place.
+template <class T>
+MOELENS_INLINE void quantize_row(const T* row, int64_t columns, int64_t index, const QuantizedRows& out) {
+    for (int64_t group = 0; group < out.groups; ++group) {
+        const int64_t c = group * kGroup, at = index * out.groups + group;
+        int8_t* q = out.data + index * out.stride + c;
+        quantize_group(row + c, smaller(kGroup, columns - c), q, out.scales + at, out.offsets + at);
+    }
+}
+
+// totals [count][32] += (sums [count][32] - offset) * scale of a group, or = for the first.
 template <class RowAt>
-MOELENS_INLINE void rescale(float* sums, int64_t rows, const QuantizedRows& quantized, const float* column_scales,
-                            const RowAt& row_at) {
-    for (int64_t r = 0; r < rows; ++r, sums += kPanelColumns) {
-        const int64_t row = row_at(r);
-        const F32 scale = splat(quantized.scales[row]);
-        const int32_t offset = quantized.offsets[row];
+MOELENS_INLINE void add_group(const float* sums, int count, const QuantizedRows& quantized, int64_t group,
+                              const RowAt& row_at, float* totals) {
+    for (int r = 0; r < count; ++r, sums += kPanelColumns, totals += kPanelColumns) {
+        const int64_t at = row_at(r) * quantized.groups + group;
+        const F32 scale = splat(quantized.scales[at]);
+        const int32_t offset = quantized.offsets[at];
         for (int c = 0; c < kPanelColumns; c += kLanes) {
-            store(sums + c, to_floats(load(sums + c), offset) * (scale * load(column_scales + c)));
+            const F32 y = to_floats(load(sums + c), offset) * scale;
+            store(totals + c, group == 0 ? y : load(totals + c) + y);
+        }
+    }
+}
+
+// totals [panels.row_count()][32] = the range of A, which was quantised, times one panel of B; `next` is the panel that
+// comes after it, and row_at(i) the quantised row that A's row first_row() + i is.
+template <class RowAt>
+MOELENS_INLINE void multiply_quad_panel(const Panels& a, const QuantizedRows& quantized, const RowAt& row_at,
+                                        const float* b, int64_t steps, float* totals, const float* next) {
+    alignas(64) float sums[kMaxRows * kPanelColumns];
+    const int64_t first_row = a.first_row();
+    for (int64_t group = 0; group < quantized.groups; ++group) {
+        const int64_t s = group * kGroupSteps, some = smaller(kGroupSteps, steps - s);
+        const float* part = b + s * kPanelColumns;
+        for (int64_t tile = a.first_tile; tile < a.last_tile; ++tile) {
+            const int64_t row = a.begin(tile), offset = row - first_row;
+            const int count = static_cast<int>(a.begin(tile + 1) - row);
+            const float* rows = a.data + row * steps + s * count;
+            const bool last = tile + 1 == a.last_tile;
+            const float* coming = !last ? part : group + 1 < quantized.groups ? part + some * kPanelColumns : next;
+            multiply_tile<Quads>({rows, part, some, count, sums, kPanelColumns, false}, InOrder{coming});
+            add_group(
+                sums, count, quantized, group, [&](int64_t r) { return row_at(offset + r); },
+                totals + offset * kPanelColumns);
+        }
+    }
+    const float* column_scales = b + steps * kPanelColumns;
+    for (int64_t r = 0; r < a.row_count(); ++r, totals += kPanelColumns) {
+        for (int c = 0; c < kPanelColumns; c += kLanes) {
+            store(totals + c, load(totals + c) * load(column_scales + c));
         }
     }
 }
