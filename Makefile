@@ -78,6 +78,10 @@ sanitize-threads: ## stress the worker team under ThreadSanitizer
 	  tests/native/team_stress.cpp csrc/cpu/team.cpp -pthread -o build/team_stress
 	TSAN_OPTIONS=halt_on_error=1 build/team_stress
 
+.PHONY: pictures
+pictures: $(STAMPS)/developing ## draw the pictures of docs/performance_model.md
+	$(BIN)/python bench/paper_grid.py --model --pictures docs
+
 .PHONY: wheel
 wheel: $(STAMPS)/build-requires ## build a wheel in dist/
 	$(PIP) wheel --quiet --no-deps --no-build-isolation --wheel-dir dist .

@@ -1,6 +1,6 @@
 """The paper's machine by our model: its models, cache sizes and workloads, and pictures for the documents.
 
-    python bench/paper_grid.py [--simulate] [--pictures FOLDER]
+    python bench/paper_grid.py [--simulate] [--pictures FOLDER] [--model NAME ...]
 
 Without --simulate stage 2 is the closed form; with it the real scheduler runs 25,000 requests in virtual time in each
 cell, which takes some minutes in all. Utilisation is of the device's time, as the paper's is relative to its profile.
@@ -31,10 +31,13 @@ MODELS = {"Mixtral-8x7B": 16, "Mixtral-8x22B": 24, "DBRX": 24}  # GB of the devi
 CACHES = (70, 210)  # GB
 
 
-def look(model: str, gigabytes: float, workload: str) -> Outlook:
+DRAWN = 4_000  # requests of the pictures' jobs, few enough to be simulated
+
+
+def look(model: str, gigabytes: float, workload: str, requests: int = REQUESTS) -> Outlook:
     mean, longest, output = WORKLOADS[workload]
     wishes = Wishes(kv_bytes=round(gigabytes * 1e9), host_bytes=10**12, device_bytes=MODELS[model] * 10**9)
-    job = Workload.spread(REQUESTS, mean, longest, output)
+    job = Workload.spread(requests, mean, longest, output)
     return advise(read_model(model), model, "a40-paper", job, wishes)
 
 
@@ -54,9 +57,9 @@ def main() -> None:
                 row(model, gigabytes, workload, found.simulate)
     if found.pictures is not None:
         found.pictures.mkdir(parents=True, exist_ok=True)
-        for workload in ("MTBench g=32", "MTBench g=256"):
-            name = workload.lower().replace(" ", "-").replace("=", "")
-            draw(look("Mixtral-8x7B", 70, workload), found.pictures / f"{name}.png")
+        for workload in ("MTBench g=32",):
+            name = "plan-" + workload.lower().replace(" ", "-").replace("=", "")
+            draw(look("Mixtral-8x7B", 70, workload, DRAWN), found.pictures / f"{name}.png")
 
 
 def row(model: str, gigabytes: float, workload: str, simulated: bool) -> None:

@@ -4,10 +4,10 @@
 
 Six workloads, three of each model, whose layers are cut down and have random weights; 43 plans each: 16 to 1024
 requests and 128 to 8192 rows in a step. Every plan runs once, in a fixed shuffled order, and the default before every
-sixth: a plan's time is told as a multiple of the median of the last three of these, as this machine's memory changes its speed by the
-minute. Then the four best, the chosen one and the default run in turn, three times; the medians of these are the
-verdict. The sweep is kept in the JSON file and goes on where it was stopped; --seconds ends a part of it, --table only
-prints. The machine is measured first, if it was not yet.
+sixth: a plan's time is told as a multiple of the median of the last three of these, as the speed of this machine's
+memory changes by the minute. Then the four best, the chosen one and the default run in turn, three times; the medians
+of these are the verdict. The sweep is kept in the JSON file and goes on where it was stopped; --seconds ends a part of
+it, --table only prints. The machine is measured first, if it was not yet.
 """
 
 from __future__ import annotations

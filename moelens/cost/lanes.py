@@ -102,6 +102,21 @@ class LaneCosts:
                 best, best_seconds = parts, seconds
         return best
 
+    def free_prompt_rows(self, decodes: StepShape, most: int) -> int:
+        """Rows of prompts, `most` at the most, that the device computes beside `decodes` while the link brings weights
+        or the host attends, whichever takes longer: with more the step takes longer, with fewer the device waits."""
+        if not self.load_seconds:
+            return most
+        decoding = self.stage_seconds(decodes) if decodes.tokens else {}
+        free = max(self.load_seconds, _of_lane(decoding, Resource.HOST))
+        low, high = 0, most + 1
+        while high - low > 1:
+            middle = (low + high) // 2
+            prompts = StepShape(prefill_tokens=middle, prefill_pairs=middle, logit_rows=1)
+            device = _of_lane(self.stage_seconds(decodes + prompts), Resource.DEVICE)
+            low, high = (middle, high) if device <= free else (low, middle)
+        return low
+
 
 def _stages(shape: StepShape) -> list[Stage]:
     """Those that a part of `shape` has in each layer, beside loads."""

@@ -27,12 +27,12 @@ def draw(outlook: Outlook, path: Path) -> None:
     matplotlib.use("Agg")
     from matplotlib import pyplot
 
-    figure, axes = pyplot.subplots(1, 3, figsize=(18, 5), layout="constrained")
+    figure, axes = pyplot.subplots(1, 3, figsize=(15, 4.2), layout="constrained")
     figure.suptitle(f"{outlook.model} on {outlook.choice.cost.hardware.name}")
     draw_memory(outlook, axes[0])
     draw_lanes(outlook, axes[1])
     draw_rooflines(outlook, axes[2])
-    figure.savefig(path, dpi=110)
+    figure.savefig(path, dpi=75)
     pyplot.close(figure)
 
 

@@ -75,6 +75,9 @@ class StepPricing:
                 self._attending[shape] = host / len(self._lanes.cost.config.layers)
             return self._attending[shape]
 
+    def free_prompt_rows(self, decodes: StepShape, most: int) -> int:
+        return self._lanes.free_prompt_rows(decodes, most)
+
     def observe(self, parts: Sequence[StepShape], stage_seconds: Mapping[Stage, float]) -> None:
         expected = dict.fromkeys(Stage, 0.0)
         for part in parts:

@@ -125,6 +125,10 @@ class BlockDemand:
         self._origins, self._ends, self._shared, self._most = (np.concatenate([a, np.zeros_like(a)]) for a in arrays)
         self._runs = np.concatenate([self._runs, np.zeros_like(self._runs)])
 
+    def holds(self, tokens: int, left: int, waiting: int) -> bool:
+        """Whether the empty cache has room for as many such requests as are `waiting`."""
+        return waiting * self._blocks_at_end(tokens, left, 0) <= self._kv_blocks
+
     def _is_paced(self, tokens: int, left: int, shared: int, waiting: int) -> bool:
         """Whether `waiting` such requests end sooner at a steady pace than in waves that fill the cache."""
         waves = -(-waiting * self._blocks_at_end(tokens, left, shared) // self._kv_blocks)

@@ -11,11 +11,12 @@ from moelens.errors import ValidationError
 from moelens.plan import Plan
 from moelens.request import Request
 from moelens.schedule.admission import BlockDemand, OutputLengths
-from moelens.schedule.batch import Batch, Chunk, Running, make_batch
+from moelens.schedule.batch import Batch, Chunk, Running, make_batch, shape_of
 from moelens.schedule.blocks import BlockPool, BlockTables
 from moelens.schedule.prefix import BlockKeys
 from moelens.schedule.split import NoPrices, Pricing, split_step
 
+LEAST_OF_STEP = 8  # the part of a step's rows that prompts get even when there is no time for them
 LOOK_AHEAD = 64  # waiting requests that may be passed over in a step because another computes their prefix
 
 
@@ -135,7 +136,7 @@ class Scheduler:
     def next_chunks(self) -> list[list[Chunk]]:
         """The next step's chunks, a list per part, without laying them out; none when no request is left."""
         chunks, preempted = self._decode_chunks()
-        budget = self._plan.step_tokens - len(chunks)
+        budget = self._prompt_rows(chunks)
         for running in self._running if len(chunks) < len(self._running) else ():
             if running.pending > 1:
                 budget -= self._go_on(running, chunks, budget)
@@ -190,6 +191,23 @@ class Scheduler:
                 self._tables.grow(running.row, tokens)
             chunks.append(Chunk(running, 1))
         return chunks, preempted
+
+    def _prompt_rows(self, decodes: list[Chunk]) -> int:
+        """Rows that the step has for prompts: its limit, or those that there is time for while weights come.
+
+        With more a step takes longer. That is as well where the cache holds all that wait, as there are fewer steps.
+        Where it does not, the rows that one step has too many are missing in another.
+        """
+        most = self._plan.step_tokens - len(decodes)
+        if not self._plan.choose_parts or not self._waiting:
+            return most
+        head = self._waiting[0]
+        if not self._lengths.foresees(head) or self._demand.holds(
+            head.num_tokens, self._left(head), len(self._waiting)
+        ):
+            return most
+        free = self._pricing.free_prompt_rows(shape_of(decodes), most)
+        return min(most, max(free, self._plan.step_tokens // LEAST_OF_STEP))
 
     def _admit(self, chunks: list[Chunk], budget: int) -> None:
         passed_over: list[Request] = []

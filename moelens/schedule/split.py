@@ -20,6 +20,9 @@ class Pricing(Protocol):
     def best_parts(self, shape: StepShape, most: int) -> int:
         """Into how many parts, `most` at the most, a step of `shape` is best cut."""
 
+    def free_prompt_rows(self, decodes: StepShape, most: int) -> int:
+        """How many rows of prompts, `most` at the most, a step of `decodes` has time for while its weights come."""
+
     def observe(self, parts: Sequence[StepShape], stage_seconds: Mapping[Stage, float]) -> None:
         """Take in what the stages of a step of these parts took."""
 
@@ -33,6 +36,9 @@ class NoPrices:
         return RowSeconds(1.0 / max(1, shape.tokens), 0.0, 0.0, key, key, 0.0, 0.0)
 
     def best_parts(self, shape: StepShape, most: int) -> int:
+        return most
+
+    def free_prompt_rows(self, decodes: StepShape, most: int) -> int:
         return most
 
     def observe(self, parts: Sequence[StepShape], stage_seconds: Mapping[Stage, float]) -> None:
