@@ -30,8 +30,8 @@ def prompt_rows(pricing: StepPricing, requests: int = 300, plan: Plan = PLAN) ->
     """Of the first step of many requests."""
     scheduler = Scheduler(plan, lambda request: False, pricing)
     for index in range(requests):
-        params = SamplingParams(max_tokens=20, ignore_eos=True)
-        scheduler.add(Request(index, array("i", [index] * 20), params, seed=0))
+        params = SamplingParams(max_tokens=8, ignore_eos=True)
+        scheduler.add(Request(index, array("i", [index] * 24), params, seed=0))
     return sum(chunk.count for group in scheduler.next_chunks() for chunk in group)
 
 
