@@ -130,6 +130,7 @@ class Stand:
                 for piece in tensor.view(-1).split(len(random)):
                     piece.copy_(random[: len(piece)])
         self.tables = AnyBlocks(blocks)
+        self.parts = 0  # of the last step
 
     def batches(self, rows: Rows) -> list[Batch]:
         random = np.random.default_rng(1)
@@ -144,10 +145,12 @@ class Stand:
         request = Request(0, array("i", tokens.tolist()), SamplingParams(max_tokens=1), seed=0)
         return Chunk(Running(request, 0, BlockKeys(BLOCK_TOKENS), cached), len(tokens) - cached)
 
-    def run(self, executor: Executor, parts: Sequence[Batch], steps: int) -> list[tuple[float, Timeline]]:
-        """Wall seconds and timeline of each of some steps, the first left out."""
+    def run(self, executor: Executor, rows: Rows, steps: int) -> list[tuple[float, Timeline]]:
+        """Wall seconds and timeline of each of some steps, cut into parts anew each time, the first left out."""
         found = []
         for _ in range(steps + 1):
+            parts = self.batches(rows)
+            self.parts = len(parts)
             begin = time.perf_counter()
             shapes = [batch.shape for batch in parts]
             actions = Actions(
@@ -167,7 +170,7 @@ def balance(stand: Stand, rows: Rows, steps: int) -> tuple[Rows, float]:
     bandwidth = 1e10
     for _ in range(3):
         executor = Executor(EmulatedMachine(bandwidth, bandwidth))
-        (_, timeline), *_ = stand.run(executor, stand.batches(rows), 1)
+        (_, timeline), *_ = stand.run(executor, rows, 1)
         device, host = timeline.busy_seconds(Resource.DEVICE), timeline.busy_seconds(Resource.HOST)
         context = max(BLOCK_TOKENS, int(rows.context * device / host))
         rows = Rows(rows.decodes, context, rows.prompts, rows.prompt_tokens)
@@ -177,17 +180,17 @@ def balance(stand: Stand, rows: Rows, steps: int) -> tuple[Rows, float]:
 
 def measure(stand: Stand, rows: Rows, bandwidth: float, steps: int, timeline_path: Path | None) -> dict[str, object]:
     executor = Executor(EmulatedMachine(bandwidth, bandwidth))
-    parts = stand.batches(rows)
-    overlapped = stand.run(executor, parts, steps)
+    overlapped = stand.run(executor, rows, steps)
+    parts = stand.parts
     seconds = statistics.median(seconds for seconds, _ in overlapped)
     busy = {r.value: statistics.median(t.busy_seconds(r) for _, t in overlapped) for r in Resource}
-    serial = statistics.median(s for s, _ in stand.run(Executor(OneLane(bandwidth)), stand.batches(rows), 1))
+    serial = statistics.median(s for s, _ in stand.run(Executor(OneLane(bandwidth)), rows, 1))
     decodes = Rows(rows.decodes, rows.context, 0, rows.prompt_tokens)
     prefill_rows = rows.prompts * rows.prompt_tokens
     tokens = rows.decodes + prefill_rows
     prompts = Rows(0, BLOCK_TOKENS, tokens // rows.prompt_tokens, rows.prompt_tokens)
-    decode_seconds = statistics.median(s for s, _ in stand.run(executor, stand.batches(decodes), 2))
-    prefill_seconds = statistics.median(s for s, _ in stand.run(executor, stand.batches(prompts), 2))
+    decode_seconds = statistics.median(s for s, _ in stand.run(executor, decodes, 2))
+    prefill_seconds = statistics.median(s for s, _ in stand.run(executor, prompts, 2))
     phases = decode_seconds + prefill_seconds * prefill_rows / (prompts.prompts * rows.prompt_tokens)
     if timeline_path is not None:
         name, busiest = stand.architecture.config.name, max(busy.values())
@@ -195,7 +198,7 @@ def measure(stand: Stand, rows: Rows, bandwidth: float, steps: int, timeline_pat
         draw_timeline(overlapped[-1][1], timeline_path, title=title)
     return {
         "rows": vars(rows),
-        "parts": len(parts),
+        "parts": parts,
         "link GB/s": bandwidth / 1e9,
         "step s": seconds,
         "steps s": [s for s, _ in overlapped],
