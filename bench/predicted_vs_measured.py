@@ -47,13 +47,13 @@ from moelens.planning.advice import read_model
 from moelens.planning.default import MAX_REQUESTS, STEP_TOKENS
 from moelens.planning.probe import BLOCK_TOKENS, ProbeBench
 from moelens.planning.report import limit_of
-from moelens.planning.samples import Sample
+from moelens.planning.samples import Read, Sample
 from moelens.planning.simulate import Prediction, StepClock, simulate
 from moelens.request import Request
 
 ROUNDS = 8  # of the probe that are remembered
 TURN_SECONDS = 0.25  # of a run between two turns of the probe
-PROBE_SECONDS = 0.06  # of a turn
+PROBE_SECONDS = 0.08  # of a turn
 NEVER_SAMPLED = 7  # but for once in 32,768 tokens: a request with it may end at any time, as far as anybody knows
 MANY_EVERY = 16  # turns with a shape of many rows in them
 
@@ -91,7 +91,7 @@ class Turns:
         self._many = itertools.cycle([shape for shape in bench.shapes if shape not in bench.few_rows])
         self._turns = 0
         self._since = 0.0
-        self._paces: list[tuple[float, float]] = []  # of memory, and the seconds of the run that it stands for
+        self.reads: list[Read] = []  # of memory, each for as many seconds of the run
 
     def __call__(
         self,
@@ -107,7 +107,7 @@ class Turns:
         self.steps.append((list(parts), seconds))
         self._since += seconds
         if self._since >= TURN_SECONDS:
-            self._paces.append((self._bench.meter.seconds_per_byte(), self._since))
+            self.reads.append((self._bench.meter.seconds_per_byte(), self._since))
             self._since = 0.0
             if self._samples:
                 self._sample(begin + PROBE_SECONDS)
@@ -119,12 +119,6 @@ class Turns:
             self.samples.append(self._bench.run(*next(self._many)))
         while time.perf_counter() < end:
             self.samples.append(self._bench.run(*next(self._few)))
-
-    @property
-    def pace(self) -> float | None:
-        """Seconds per byte of memory, on average over the run; None of a run that was too short to tell."""
-        seconds = sum(weight for _, weight in self._paces)
-        return sum(pace * weight for pace, weight in self._paces) / seconds if seconds else None
 
 
 class Stand:
@@ -158,13 +152,13 @@ class Stand:
             max_num_seqs=MAX_REQUESTS,  # given, so that no plan is chosen while the clock runs
             max_num_batched_tokens=STEP_TOKENS,
         )
-        pace_before = statistics.fmean(one.read_seconds_per_byte for one in recent)
-        _, before = self.predict(llm, job, pace_before)
+        reads_before = [(one.read_seconds_per_byte, 1.0) for one in recent]
+        _, before = self.predict(llm, job, reads_before)
         turns = Turns(self.bench, samples=not self._streams)
         llm.engine.on_step = turns
         measured = generate(llm, job, config.vocab) - turns.seconds
         self.samples.extend(turns.samples or [self.bench.run(*shape) for shape in self.bench.few_rows])
-        cost, predicted = self.predict(llm, job, turns.pace or pace_before)
+        cost, predicted = self.predict(llm, job, turns.reads or reads_before)
         return Run(
             before.seconds,
             predicted.seconds,
@@ -176,11 +170,11 @@ class Stand:
             *steps_off(StepClock(cost, llm.engine.plan), turns.steps),
         )
 
-    def predict(self, llm: LLM, job: Job, pace: float) -> tuple[CostModel, Prediction]:
+    def predict(self, llm: LLM, job: Job, reads: Sequence[Read]) -> tuple[CostModel, Prediction]:
         config, plan, placement = self.architecture.config, llm.engine.plan, None
         if self._streams:
             _, placement = plan_device(self._device, plan, self.architecture, self._ops, given=True)
-        hardware = self.bench.spec(list(self.samples), pace)
+        hardware = self.bench.spec(list(self.samples), reads)
         cost = CostModel(config, hardware, load_chunks=plan.load_chunks, placement=placement)
         workload = Workload.even(job.requests, job.prompt_tokens, job.output_tokens)
         return cost, simulate(cost, plan, workload, ends_known=job.ends_known)

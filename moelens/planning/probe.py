@@ -35,7 +35,7 @@ from moelens.plan import Plan
 from moelens.planning.curves import DECODE_CONTEXT, MANY_ROWS, summarise
 from moelens.planning.link import Link, measure_link
 from moelens.planning.reading import ReadMeter, read_bytes_per_second
-from moelens.planning.samples import Sample, settle
+from moelens.planning.samples import Read, Sample, settle
 from moelens.request import Request
 from moelens.sampling_params import SamplingParams
 from moelens.schedule.batch import Batch, Chunk, LogitRow, Running, make_batch
@@ -109,11 +109,11 @@ class ProbeBench:
         """Each shape once. Rounds go through all in turn, so that a slow moment does not fall on one shape alone."""
         return [self.run(*shape) for shape in self.shapes]
 
-    def spec(self, samples: Sequence[Sample], read_seconds_per_byte: float | None = None) -> HardwareSpec:
-        """The machine by samples of each shape, with memory that reads at the given pace (None: as it did in them)."""
+    def spec(self, samples: Sequence[Sample], reads: Sequence[Read] = ()) -> HardwareSpec:
+        """The machine by samples of each shape, with memory that reads as in `reads` (none: as it did beside them)."""
         if not self._by_threads:
             self._by_threads = tuple(read_bytes_per_second(threads) for threads in range(1, self._readers + 1))
-        spec = summarise(self.architecture, settle(samples, read_seconds_per_byte), self._by_threads)
+        spec = summarise(self.architecture, settle(samples, reads), self._by_threads)
         if self._fixed is None:
             step, row = self.step_seconds(spec.host.task_seconds)
             self._fixed = step, row, self.fresh_seconds()

@@ -50,6 +50,18 @@ def test_it_is_never_more_than_proportional(points: list[tuple[float, float]], p
     assert at_pace(paces, seconds, pace) <= max(seconds) + slope * spread + 1e-9
 
 
+def test_reads_are_noisy_within_their_level() -> None:
+    """Half of the run in the fast level: between both levels' medians, whatever single reads said."""
+    samples = [sample(SLOW * noise, 3.0) for noise in (0.97, 1.0, 1.1)] + [sample(FAST, 1.6) for _ in range(3)]
+    settled = settle(samples, [(SLOW * 1.1, 1.0), (FAST * 1.02, 1.0)])
+    assert settled[0].seconds[Stage.AFTER_ATTENTION] == pytest.approx(2.3)
+
+
+def test_one_level_is_not_taken_apart() -> None:
+    samples = [sample(SLOW * noise, 3.0 * noise) for noise in (0.9, 1.0, 1.1)]
+    assert settle(samples, [(SLOW * 1.2, 1.0)])[0].seconds[Stage.AFTER_ATTENTION] == 3.0
+
+
 def test_shapes_are_settled_apart_at_the_mean_pace() -> None:
     other = Sample(StepShape(decode_tokens=1), {Stage.AFTER_ATTENTION: 2.0}, 1e-5, SLOW, 2.0)
     both = settle([sample(SLOW, 1.0, 5.0), other, sample(SLOW, 1.0, 6.0)])
