@@ -53,7 +53,7 @@ def settle(samples: Iterable[Sample], reads: Sequence[Read] = ()) -> list[Sample
 
 
 def levels(paces: Sequence[float]) -> Callable[[float], float]:
-    """The level that a pace belongs to: of two, when a tenth of the paces is clearly faster than a tenth, else of one."""
+    """The level that a pace belongs to: of two, if a tenth of them is faster by far than another, else of one."""
     ascending = sorted(paces)
     fast, slow = ascending[len(ascending) // 10], ascending[-1 - len(ascending) // 10]
     whole = statistics.median(ascending)
