@@ -109,12 +109,17 @@ class LaneCosts:
             return most
         decoding = self.stage_seconds(decodes) if decodes.tokens else {}
         free = max(self.load_seconds, _of_lane(decoding, Resource.HOST))
-        low, high = 0, most + 1
+
+        def is_free(rows: int) -> bool:
+            prompts = StepShape(prefill_tokens=rows, prefill_pairs=rows, logit_rows=1)
+            return _of_lane(self.stage_seconds(decodes + prompts), Resource.DEVICE) <= free
+
+        if most < 1 or is_free(most):
+            return most
+        low, high = 0, most
         while high - low > 1:
             middle = (low + high) // 2
-            prompts = StepShape(prefill_tokens=middle, prefill_pairs=middle, logit_rows=1)
-            device = _of_lane(self.stage_seconds(decodes + prompts), Resource.DEVICE)
-            low, high = (middle, high) if device <= free else (low, middle)
+            low, high = (middle, high) if is_free(middle) else (low, middle)
         return low
 
 
