@@ -81,15 +81,16 @@ def test_a_wrong_flag_is_named_with_the_remedy(
 
 def test_every_option_is_read() -> None:
     command = (
-        "--model m --tokenizer t --revision r --load-format dummy --dtype float32 --device cpu --dataset-path d "
-        "--output-len 3 --num-prompts 4 --num-warmups 2 --no-oversample --n 5 --temperature 0.5 --seed 6 "
-        "--disable-detokenize --max-num-seqs 7 --max-num-batched-tokens 8 --max-model-len 9 "
+        "--model m --tokenizer t --revision r --load-format dummy --dtype float32 --device cpu "
+        "--quantization int8 --dataset-path d --output-len 3 --num-prompts 4 --num-warmups 2 --no-oversample --n 5 "
+        "--temperature 0.5 --seed 6 --disable-detokenize --max-num-seqs 7 --max-num-batched-tokens 8 --max-model-len 9 "
         "--kv-cache-memory-bytes 1KiB --cpu-memory-bytes 2KiB --no-enable-prefix-caching "
         "--num-threads 1 --output-json o"
     )
     options = parse_arguments(command.split())
     assert options.dataset_path == Path("d") and options.output_json == Path("o")
     assert (options.tokenizer, options.revision, options.dtype, options.device) == ("t", "r", "float32", "cpu")
+    assert options.quantization == "int8"
     assert (options.output_len, options.num_prompts, options.num_warmups, options.oversample) == (3, 4, 2, False)
     assert (options.n, options.temperature, options.seed, options.detokenize) == (5, 0.5, 6, False)
     assert (options.max_num_seqs, options.max_num_batched_tokens, options.max_model_len) == (7, 8, 9)

@@ -68,3 +68,17 @@ def test_what_is_wrong_is_said(
     dataset.write_text('{"prompt_tokens": 0, "output_tokens": 20}\n')
     assert "line 1" in refused(capsys, caplog, *model, "--hardware", "l4", "--dataset", str(dataset))
     assert "leave it" in refused(capsys, caplog, *model, "--hardware", "l4", "--dataset", str(dataset), *JOB[:2])
+
+
+def test_quantised_weights_are_planned_for_machines_whose_cpu_multiplies(
+    capsys: pytest.CaptureFixture[str], caplog: pytest.LogCaptureFixture, tmp_path: Path
+) -> None:
+    machine = tmp_path / "cpu.json"
+    host = {"name": "cpu", "flops_per_second": 5e11, "bytes_per_second": 5e10, "memory_bytes": 1e11}
+    machine.write_text(json.dumps({"name": "a CPU", "host": host}))
+    arguments = ["--model", "OLMoE-1B-7B", "--quantization", "int8", *JOB[:-2]]
+    report = json.loads(plan(capsys, *arguments, "--hardware", str(machine), "--json"))
+    products = 16 * (4 * 2048 * 2048 + 3 * 64 * 1024 * 2048)  # a byte each; routers, embedding and head take two
+    others = 2 * (16 * 64 * 2048 + 2 * 50304 * 2048)
+    assert report["memory_bytes"]["weights"] == pytest.approx(products + others, rel=0.005)  # beside scales
+    assert "int8 kernels for CPUs only" in refused(capsys, caplog, *arguments, "--hardware", "l4")

@@ -401,6 +401,7 @@ def change_weights(folder: Folder) -> dict[str, Any]:
         (lambda folder: {"seed": 1}, "seed: 0 -> 1"),
         (lambda folder: {"sampling_defaults": {"top_k": 3}}, "sampling_defaults.top_k: nothing -> 3"),
         (lambda folder: {"engine": {"dtype": "float32"}}, "model.dtype: auto -> float32"),
+        (lambda folder: {"engine": {"quantization": "int8"}}, "model.quantization: null -> int8"),
         (lambda folder: {"engine": {"chat_template": "{{ 1 }}"}}, "chat_template: null -> "),
         (lambda folder: {"engine": {"max_model_len": 50}}, "max_model_len: 64 -> 50"),
         (lambda folder: {"served_model_name": ["other"]}, "model.name: model -> other"),
