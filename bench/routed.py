@@ -47,7 +47,7 @@ def generate(options: argparse.Namespace, device: str, plan: Plan | None = None)
     )
     seconds, moved_bytes = [], []
 
-    def observe(parts: object, stages: object, step_seconds: float, finished: object) -> None:
+    def observe(parts: object, stages: object, step_seconds: float, finished: object, expected: object) -> None:
         seconds.append(step_seconds)
         moved_bytes.append(llm.engine.last_timeline.moved_bytes(Resource.TO_DEVICE))
 
