@@ -129,7 +129,9 @@ class Runner:
         self._llm = llm
         self.base = llm.plan
         draw, ids = random.Random(0), range(3, llm.engine.vocab)
-        self._prompts = [{"prompt_token_ids": draw.choices(ids, k=job.prompt_tokens)} for _ in range(job.requests)]
+        self._prompts: list[Any] = [
+            {"prompt_token_ids": draw.choices(ids, k=job.prompt_tokens)} for _ in range(job.requests)
+        ]
         self._params = SamplingParams(max_tokens=job.output_tokens, ignore_eos=True, detokenize=False, temperature=0)
         llm.engine.chooser = None  # the plan is chosen here
 
