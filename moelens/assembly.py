@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
@@ -17,23 +18,26 @@ from moelens.checkpoint.source import read_config, read_generation_config
 from moelens.choosing import LimitChooser
 from moelens.devices import parse_device
 from moelens.engine import Engine
-from moelens.errors import CapacityError
+from moelens.errors import CapacityError, ConfigError
 from moelens.forecasting import expect_steps
 from moelens.memory.activations import ActivationPool
 from moelens.memory.available import available_bytes
 from moelens.memory.kv_cache import kv_block_bytes
-from moelens.memory.weights import WeightStore, store_bytes
+from moelens.memory.weights import WeightStore
 from moelens.models.architecture import Architecture
 from moelens.models.config import ModelConfig, Quantization
 from moelens.models.registry import build
-from moelens.offload import Budget, check_device, host_threads, open_device, plan_device, price_steps
+from moelens.offload import Budget, check_device, host_threads, open_device, plan_device, price_steps, slab_bytes
 from moelens.ops.native import NativeOps
 from moelens.options import EngineOptions
 from moelens.plan import Plan
 from moelens.planning.default import BLOCK_TOKENS, Limits, Sizes, choose_plan
+from moelens.planning.disk import read_layers
 from moelens.planning.tuning import Room
 from moelens.stopping import Stopping
 from moelens.text.tokenizer import Tokenizer
+
+logger = logging.getLogger(__name__)
 
 SHARE_OF_MEMORY = 0.9  # of what is available, when the user names no cpu_memory_bytes
 DTYPES: Mapping[str, torch.dtype | None] = {"auto": None, "bfloat16": torch.bfloat16, "float32": torch.float32}
@@ -53,21 +57,28 @@ def build_engine(
     architecture = build(read_config(folder, options.hf_overrides), DTYPES[options.dtype], quantization)
     threads = options.plan.threads if options.plan else host_threads(device, options.num_threads)
     ops = NativeOps(threads, empty=ActivationPool().empty)
-    sizes = Sizes(store_bytes(architecture, ops), kv_block_bytes(architecture.config, ops, BLOCK_TOKENS))
+    sizes = _sizes(options, architecture, ops)
     memory_bytes = _memory_bytes(options)
     plan, max_model_len = _plan(options, architecture.config, sizes, memory_bytes, ops.threads)
     budget = Budget(options.gpu_memory_utilization, options.gpu_memory_bytes)
     plan, placement = plan_device(device, plan, architecture, ops, given=options.plan is not None, budget=budget)
-    weights = _weights(options, folder, architecture, ops, show_progress)
+    weights = _weights(options, folder, architecture, ops, plan, show_progress)
     stopping = Stopping(tokenizer, _eos_token_ids(architecture, folder, tokenizer), max_model_len)
     pricing = price_steps(device, architecture.config, plan, placement)
     side = open_device(device, architecture, weights, ops, plan, placement, pricing)
     engine = Engine(architecture, weights, ops, side.machine, plan, stopping, side.memory, pricing)
     expect_steps(engine, device, placement)
-    left = memory_bytes - sizes.weight_bytes
+    left = memory_bytes - sizes.host_bytes(plan.disk_layers)
     room = Room(options.fixed_limits(), left, sizes.block_bytes, has_device=engine.has_device)
     engine.chooser = LimitChooser(engine, room, pricing)
     return engine
+
+
+def _sizes(options: EngineOptions, architecture: Architecture, ops: NativeOps) -> Sizes:
+    layers, resident = slab_bytes(architecture, ops)
+    total = resident + sum(layer.front + layer.block for layer in layers)
+    block = kv_block_bytes(architecture.config, ops, BLOCK_TOKENS)
+    return Sizes(total, block, layers if _has_own_files(options) else ())
 
 
 def _plan(
@@ -82,6 +93,7 @@ def _plan(
         max_requests=options.max_num_seqs,
         step_tokens=options.max_num_batched_tokens,
         kv_bytes=options.kv_cache_memory_bytes,
+        weight_bytes=options.cpu_weights_memory_bytes,
         share_prefixes=options.enable_prefix_caching,
     )
     return choose_plan(config, sizes, limits, threads)
@@ -99,10 +111,25 @@ def _memory_bytes(options: EngineOptions) -> int:
     return options.cpu_memory_bytes
 
 
+def _has_own_files(options: EngineOptions) -> bool:
+    """Whether this process reads the checkpoint's files, so that it may go on doing so in every step."""
+    return options.load_format != "dummy" and options.shared_weights_dir is None
+
+
 def _weights(
-    options: EngineOptions, folder: Path, architecture: Architecture, ops: NativeOps, show_progress: bool
+    options: EngineOptions, folder: Path, architecture: Architecture, ops: NativeOps, plan: Plan, show_progress: bool
 ) -> WeightStore:
-    total = weight_bytes(architecture)
+    on_disk = plan.disk_layers
+    if on_disk and not _has_own_files(options):
+        raise ConfigError(
+            f"Plan.disk_layers {on_disk} can't be read from disk with load_format='dummy' or shared_weights_dir: leave "
+            "one of them out."
+        )
+    if on_disk and on_disk[-1] >= len(architecture.config.layers):
+        raise ConfigError(
+            f"Plan.disk_layers {on_disk} are not all of a model of {len(architecture.config.layers)} layers."
+        )
+    total = weight_bytes(architecture, on_disk)
     with tqdm(total=total, unit="B", unit_scale=True, desc="Loading weights", disable=not show_progress) as bar:
 
         def progress(nbytes: int) -> None:
@@ -113,7 +140,28 @@ def _weights(
         if options.shared_weights_dir is not None:
             cache = Path(options.shared_weights_dir).expanduser()
             return shared_weights(folder, cache, architecture, ops, threads=ops.threads, progress=progress)
-        return load_weights(folder, architecture, ops, threads=ops.threads, progress=progress)
+        weights = load_weights(
+            *(folder, architecture, ops),
+            threads=ops.threads,
+            progress=progress,
+            disk_layers=on_disk,
+            disk_ring_layers=plan.disk_ring_layers,
+        )
+    if on_disk:
+        _tell_of_reads(folder, weights, architecture, plan)
+    return weights
+
+
+def _tell_of_reads(folder: Path, weights: WeightStore, architecture: Architecture, plan: Plan) -> None:
+    """Once, what the memory's size costs."""
+    layers, rate = read_layers(plan.disk_layers, plan.disk_ring_layers), weights.measure_reads()
+    read = weight_bytes(architecture) - weight_bytes(architecture, layers)
+    logger.warning(
+        "The weights do not fit in memory: the experts of %d of %d layers stay in the files of %s and are read in each "
+        "pass, %.2f GB in %.2f s or more at the %.2f GB/s measured. More rows in a step (max_num_seqs, "
+        "max_num_batched_tokens) share the reading; cpu_memory_bytes and cpu_weights_memory_bytes set the memory.",
+        *(len(layers), len(weights.slabs) - 1, folder, read / 1e9, read / rate, rate / 1e9),
+    )
 
 
 def _eos_token_ids(architecture: Architecture, folder: Path, tokenizer: Tokenizer | None) -> tuple[int, ...]:

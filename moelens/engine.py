@@ -136,7 +136,7 @@ class Engine:
         self._weights = weights
         self._ops = ops
         self._cache = KVCache(self.config, ops, blocks=plan.kv_blocks, block_tokens=plan.block_tokens)
-        self._device = device or SharedMemory(weights, ops, len(self.config.layers))
+        self._device = device or SharedMemory(weights, ops, self.config)
         self._executor = Executor(machine)
         self._sampler = Sampler(
             ops, vocab=self.config.vocab, eos_token_ids=stopping.eos_token_ids, threads=plan.threads
@@ -154,6 +154,11 @@ class Engine:
     def weight_bytes(self) -> int:
         """Bytes of the weights in memory."""
         return self._weights.nbytes
+
+    @property
+    def disk_bytes_per_second(self) -> float | None:
+        """At what rate experts on disk were found to be read; None where all are in memory."""
+        return self._weights.read_bytes_per_second
 
     @property
     def kv_bytes(self) -> int:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from moelens.cost.seconds import CostModel
@@ -42,6 +43,7 @@ def expect_steps(engine: Engine, device: Device, placement: Placement | None) ->
 
     hardware = known_hardware(engine.config, engine.plan.threads, choose_isa(None), device)
     if hardware is not None:
+        hardware = replace(hardware, disk_bytes_per_second=engine.disk_bytes_per_second)
         engine.cost = CostModel(engine.config, hardware, load_chunks=engine.plan.load_chunks, placement=placement)
         engine.expect_step = StepClock(engine.cost, engine.plan).expect
 

@@ -37,7 +37,9 @@ class LLM:
     """A Mixture-of-Experts model, its tokenizer and the memory for the requests that run.
 
     `model` is a folder or a hub id. Sizes left at None are chosen from the memory there is. Arguments have vLLM's names
-    and defaults; `device`, `cpu_memory_bytes`, `num_threads`, `shared_weights_dir` and `plan` are moelens' own.
+    and defaults; `device`, `cpu_memory_bytes`, `cpu_weights_memory_bytes`, `num_threads`, `shared_weights_dir` and
+    `plan` are moelens' own. Where the weights don't fit in `cpu_memory_bytes` (None: most of what is available), or in
+    `cpu_weights_memory_bytes` of it, experts are read from the checkpoint's files in every step.
     `quantization` is None or "int8", for weights that are quantised as they are loaded: faster, a little less exact.
     Processes with the same `shared_weights_dir`, a folder of a local disk, have one copy of the weights in memory.
 
@@ -79,6 +81,7 @@ class LLM:
         use_tqdm_on_load: bool = True,
         device: str = "auto",
         cpu_memory_bytes: int | None = None,
+        cpu_weights_memory_bytes: int | None = None,
         num_threads: int | None = None,
         shared_weights_dir: str | os.PathLike[str] | None = None,
         plan: Plan | None = None,
@@ -105,6 +108,7 @@ class LLM:
             max_num_batched_tokens=max_num_batched_tokens,
             kv_cache_memory_bytes=kv_cache_memory_bytes,
             cpu_memory_bytes=cpu_memory_bytes,
+            cpu_weights_memory_bytes=cpu_weights_memory_bytes,
             num_threads=num_threads,
             enable_prefix_caching=enable_prefix_caching is not False,
             device=device,

@@ -112,7 +112,7 @@ def open_device(
     if isinstance(device, CudaDevice):
         assert placement is not None
         return _open_gpu(device, config, weights, ops, plan, placement, divide)
-    return Side(CpuMachine(), SharedMemory(weights, ops, len(config.layers)))
+    return Side(CpuMachine(), SharedMemory(weights, ops, config))
 
 
 def price_steps(device: Device, config: ModelConfig, plan: Plan, placement: Placement | None) -> StepPricing | None:
@@ -147,11 +147,17 @@ def _open_gpu(
     return Side(CudaMachine(TorchDriver(device.index), near_cores(address)), memory)
 
 
+def slab_bytes(architecture: Architecture, ops: Ops) -> tuple[tuple[LayerBytes, ...], int]:
+    """Bytes of each layer's weights, and of those that belong to none, in the storage order of `ops`."""
+    dtype = architecture.config.dtype
+    layouts = [SlabLayout.of(specs, ops, dtype) for specs in architecture.layer_tensors]
+    layers = tuple(LayerBytes(layout.front.nbytes, layout.block.nbytes) for layout in layouts)
+    return layers, SlabLayout.of(architecture.resident_tensors, ops, dtype).nbytes
+
+
 def _sizes(architecture: Architecture, ops: Ops, plan: Plan) -> DeviceSizes:
     config = architecture.config
-    layouts = [SlabLayout.of(specs, ops, config.dtype) for specs in architecture.layer_tensors]
-    layers = [LayerBytes(layout.front.nbytes, layout.block.nbytes) for layout in layouts]
-    resident = SlabLayout.of(architecture.resident_tensors, ops, config.dtype).nbytes
+    layers, resident = slab_bytes(architecture, ops)
 
     def transfers(tokens: int) -> int:
         return transfer_bytes(config, ops, tokens, plan.parts, finished=plan.experts_on_host)

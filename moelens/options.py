@@ -24,8 +24,9 @@ class EngineOptions:
     `dtype` is what weights, activations and cache are computed in ("auto": the checkpoint's own). `quantization` "int8"
     keeps the weights of large products as 8-bit whole numbers, made as they are loaded. `load_format`
     "dummy" makes random weights from the config alone. `shared_weights_dir` is where processes share one copy of the
-    weights (None: each has its own). `plan` fixes everything that is otherwise derived from the
-    sizes. `hf_overrides` replaces entries of config.json.
+    weights (None: each has its own). Of `cpu_memory_bytes`, weights take `cpu_weights_memory_bytes` at most (None: all
+    of them if they fit beside a cache); experts beyond are read from the files in each step. `plan` fixes everything
+    that is otherwise derived from the sizes. `hf_overrides` replaces entries of config.json.
 
     Raises ConfigError for a value that can't be.
     """
@@ -38,6 +39,7 @@ class EngineOptions:
     max_num_batched_tokens: int | None = None
     kv_cache_memory_bytes: int | None = None
     cpu_memory_bytes: int | None = None
+    cpu_weights_memory_bytes: int | None = None
     num_threads: int | None = None
     enable_prefix_caching: bool = True
     device: str = "auto"
@@ -62,13 +64,14 @@ class EngineOptions:
         _require_whole("seed", self.seed, None)
         for name in ("max_model_len", "max_num_seqs", "max_num_batched_tokens", "num_threads"):
             _require_whole(name, getattr(self, name), 1)
-        for name in ("kv_cache_memory_bytes", "cpu_memory_bytes", "gpu_memory_bytes"):
+        for name in ("kv_cache_memory_bytes", "cpu_memory_bytes", "cpu_weights_memory_bytes", "gpu_memory_bytes"):
             _require_whole(name, getattr(self, name), 1)
         if self.hf_overrides is not None and not isinstance(self.hf_overrides, Mapping):
             raise ConfigError(
                 f"hf_overrides must be a dict of entries of config.json, got {type(self.hf_overrides).__name__}."
             )
         self._check_sharing()
+        self._check_reading()
         if self.plan is not None and (given := self._fixed_by_plan()):
             raise ConfigError(f"{', '.join(given)} can't be given together with plan, which fixes it: leave one out.")
         if self.max_num_batched_tokens is not None and self.max_num_batched_tokens < (self.max_num_seqs or 1):
@@ -106,8 +109,22 @@ class EngineOptions:
         given = {"max_requests": self.max_num_seqs, "step_tokens": self.max_num_batched_tokens}
         return frozenset(name for name, value in given.items() if value is not None)
 
+    def _check_reading(self) -> None:
+        if self.cpu_weights_memory_bytes is None:
+            return
+        if self.load_format == "dummy":
+            raise ConfigError("cpu_weights_memory_bytes has experts read from files, and load_format='dummy' has none.")
+        if self.shared_weights_dir is not None:
+            raise ConfigError(
+                "cpu_weights_memory_bytes with shared_weights_dir is not supported: the shared file is mapped as a "
+                "whole, and the system decides what of it memory holds. Leave one of them out."
+            )
+
     def _fixed_by_plan(self) -> list[str]:
-        names = ("max_num_seqs", "max_num_batched_tokens", "kv_cache_memory_bytes", "num_threads")
+        names = (
+            *("max_num_seqs", "max_num_batched_tokens", "num_threads"),
+            *("kv_cache_memory_bytes", "cpu_weights_memory_bytes"),
+        )
         return [name for name in names if getattr(self, name) is not None]
 
 

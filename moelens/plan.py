@@ -43,7 +43,8 @@ class Plan:
     `choose_parts` into as many up to that as each step is expected to be fastest with; the cache holds `kv_blocks`
     blocks of `block_tokens` tokens, of which at most `retained_blocks` are kept when nobody holds them, for prompts
     that begin alike (`share_prefixes`); `ring_layers` layers' weights lie on the device at once, each arriving in
-    `load_chunks` pieces; the host computes on `threads` threads.
+    `load_chunks` pieces; the host computes on `threads` threads. The experts of `disk_layers` stay in the checkpoint's
+    files and are read in every step, to room for those of `disk_ring_layers` layers.
 
     With `experts_on_host` the host finishes rows of small steps where that is expected to be faster than bringing their
     experts to the device. On a GPU, whose kernels round otherwise than the host's, a request's tokens then depend on
@@ -62,6 +63,8 @@ class Plan:
     load_chunks: int = 1
     threads: int = 1
     experts_on_host: bool = False
+    disk_layers: tuple[int, ...] = ()
+    disk_ring_layers: int = 2
 
     def __post_init__(self) -> None:
         for name in ("step_tokens", "max_requests", "kv_blocks", "parts", "load_chunks", "threads"):
@@ -73,6 +76,13 @@ class Plan:
                 f"Plan.ring_layers must be at least 2, got {self.ring_layers}: a part enters the next layer "
                 "while another is still in this one."
             )
+        if self.disk_ring_layers < 2:
+            raise ConfigError(
+                f"Plan.disk_ring_layers must be at least 2, got {self.disk_ring_layers}: one layer is read while "
+                "another is used."
+            )
+        if sorted(set(self.disk_layers)) != list(self.disk_layers):
+            raise ConfigError(f"Plan.disk_layers must ascend, got {self.disk_layers}.")
         if self.block_tokens < 32 or self.block_tokens % 32:
             raise ConfigError(f"Plan.block_tokens must be a multiple of 32, got {self.block_tokens}.")
         if self.step_tokens < self.max_requests:

@@ -58,6 +58,7 @@ class FakeEngine:
         self.config = CONFIG
         self.has_device = False
         self.cost = None
+        self.disk_bytes_per_second = None
         self.chooser = None
         self.on_step: Callable[..., None] | None = None
         self.waiting: list[Request] = []

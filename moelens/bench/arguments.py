@@ -47,6 +47,7 @@ class Options:
     max_model_len: int | None
     kv_cache_memory_bytes: int | None
     cpu_memory_bytes: int | None
+    cpu_weights_memory_bytes: int | None
     gpu_memory_utilization: float | None
     gpu_memory_bytes: int | None
     enable_prefix_caching: bool | None
@@ -95,6 +96,7 @@ def parse_arguments(argv: Sequence[str] | None = None) -> Options:
         max_model_len=found.max_model_len,
         kv_cache_memory_bytes=found.kv_cache_memory_bytes,
         cpu_memory_bytes=found.cpu_memory_bytes,
+        cpu_weights_memory_bytes=found.cpu_weights_memory_bytes,
         gpu_memory_utilization=found.gpu_memory_utilization,
         gpu_memory_bytes=found.gpu_memory_bytes,
         enable_prefix_caching=found.enable_prefix_caching,
@@ -148,6 +150,9 @@ def _make_parser() -> argparse.ArgumentParser:
     engine.add_argument("--max-model-len", type=_positive, help="tokens of prompt and output at most")
     engine.add_argument("--kv-cache-memory-bytes", type=parse_bytes, help="e.g. 4GiB")
     engine.add_argument("--cpu-memory-bytes", type=parse_bytes, help="for weights and cache together, e.g. 64GiB")
+    engine.add_argument(
+        "--cpu-weights-memory-bytes", type=parse_bytes, help="of that, for weights; other experts are read from disk"
+    )
     engine.add_argument(
         "--enable-prefix-caching", action=argparse.BooleanOptionalAction, help="compute equal beginnings once"
     )

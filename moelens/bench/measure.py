@@ -89,6 +89,7 @@ def _llm_arguments(options: Options) -> dict[str, Any]:
         "max_model_len": options.max_model_len,
         "kv_cache_memory_bytes": options.kv_cache_memory_bytes,
         "cpu_memory_bytes": options.cpu_memory_bytes,
+        "cpu_weights_memory_bytes": options.cpu_weights_memory_bytes,
         "gpu_memory_utilization": options.gpu_memory_utilization,
         "gpu_memory_bytes": options.gpu_memory_bytes,
         "enable_prefix_caching": options.enable_prefix_caching,

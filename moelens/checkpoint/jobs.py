@@ -7,13 +7,14 @@ which the ops pack whole, are one job each whatever their size.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from dataclasses import dataclass
 from functools import partial
 
 import torch
 
+from moelens.memory.layout import is_block
 from moelens.memory.weights import WeightStore
 from moelens.models.architecture import Architecture, Form, Piece, TensorSpec
 from moelens.ops.interface import Ops
@@ -52,20 +53,34 @@ class Job:
         return sum(span.elements for span in self.spans)
 
 
-def weight_bytes(architecture: Architecture) -> int:
-    """Bytes of all weights in the model's dtype, without padding: the sum of what loading reports as progress."""
-    specs = (architecture.resident_tensors, *architecture.layer_tensors)
-    elements = sum(math.prod(spec.shape) for tensors in specs for spec in tensors)
-    return elements * architecture.config.dtype.itemsize
+def weight_bytes(architecture: Architecture, disk_layers: Collection[int] = ()) -> int:
+    """Bytes of all weights but the blocks of `disk_layers`, in the model's dtype, without padding: the sum of what
+    loading reports as progress."""
+    specs = list(architecture.resident_tensors)
+    for layer, tensors in enumerate(architecture.layer_tensors):
+        specs += [spec for spec in tensors if layer not in disk_layers or not is_block(spec.name)]
+    return sum(math.prod(spec.shape) for spec in specs) * architecture.config.dtype.itemsize
 
 
 def cut(architecture: Architecture, store: WeightStore, ops: Ops) -> Iterator[Job]:
-    """The jobs that fill all of `store`, no two of which write the same bytes."""
-    slabs = [(architecture.resident_tensors, store.resident_slab)]
-    slabs += [(specs, store.slab(layer)) for layer, specs in enumerate(architecture.layer_tensors)]
-    for specs, slab in slabs:
-        for spec, storage in zip(specs, store.storages(slab), strict=True):
-            yield from cut_tensor(spec, storage, ops)
+    """The jobs that fill all of `store` but what comes from files later, no two of which write the same bytes."""
+    for spec, storage in zip(architecture.resident_tensors, store.storages(store.resident_slab), strict=True):
+        yield from cut_tensor(spec, storage, ops)
+    for layer, specs in enumerate(architecture.layer_tensors):
+        for spec, storage in zip(specs, store.storages(store.slab(layer)), strict=True):
+            if layer not in store.disk_layers or not is_block(spec.name):
+                yield from cut_tensor(spec, storage, ops)
+
+
+def cut_experts(architecture: Architecture, store: WeightStore, ops: Ops, layer: int) -> list[list[Job]]:
+    """The jobs that fill the block of one layer, by expert."""
+    specs, storages = architecture.layer_tensors[layer], store.storages(store.slab(layer))
+    cuts = [
+        list(cut_tensor(spec, storage, ops))
+        for spec, storage in zip(specs, storages, strict=True)
+        if is_block(spec.name)
+    ]
+    return [list(jobs) for jobs in zip(*cuts, strict=True)]  # each tensor of a block has a job for each expert
 
 
 def cut_tensor(spec: TensorSpec, storage: torch.Tensor, ops: Ops) -> Iterator[Job]:

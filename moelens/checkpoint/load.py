@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from moelens.checkpoint.check import check_tensors
+from moelens.checkpoint.file_reader import FileReader
 from moelens.checkpoint.index import find_tensors
 from moelens.checkpoint.jobs import Job, cut, run
 from moelens.checkpoint.reading import WeightReader, affordable_threads
@@ -22,17 +23,22 @@ def load_weights(
     *,
     threads: int,
     progress: Callable[[int], None] | None = None,
+    disk_layers: Sequence[int] = (),
+    disk_ring_layers: int = 2,
 ) -> WeightStore:
     """The weights of `architecture` from the .safetensors files of `folder`, read in `threads` threads.
 
-    `progress` is called with bytes just done, which sum up to `weight_bytes(architecture)`. Raises CheckpointError or
+    The blocks of `disk_layers` stay there; the store reads them when it is asked to. `progress` is called with bytes
+    just done, which sum up to `weight_bytes(architecture, disk_layers)`. Raises CheckpointError or
     UnsupportedModelError when the files do not hold this model, CapacityError when it does not fit in memory; all that
     headers tell is checked before any weight is read.
     """
     tensors = find_tensors(folder)
     check_tensors(folder, tensors, architecture)
-    store = allocate(architecture, ops)
+    store = allocate(architecture, ops, disk_layers=disk_layers, disk_ring_layers=disk_ring_layers)
     fill(store, tensors, architecture, ops, threads=threads, progress=progress)
+    if disk_layers:
+        store.read_from(FileReader(store, tensors, architecture, ops, threads=threads))
     return store
 
 

@@ -71,26 +71,40 @@ class WeightReader:
         while self._files:
             os.close(self._files.popitem()[1])
 
-    def work(self, job: Job) -> int:
+    @property
+    def files(self) -> Mapping[Path, int]:
+        """The open files' descriptors."""
+        return self._files
+
+    def work(self, job: Job, *, checked: bool = False) -> int:
         """Read `job`'s spans and put them where they belong; the number of bytes put there.
 
-        Raises CheckpointError when a file ends early, can't be read or holds numbers that are not finite.
+        Raises CheckpointError when a file ends early, can't be read or holds numbers that are not finite, which is not
+        looked at where all were `checked` before.
         """
         flat = self._scratch.take(job.elements) if job.target is None else job.target
         position = 0
         for span in job.spans:
-            self._read(span, flat[position : position + span.elements])
+            self._read(span, flat[position : position + span.elements], checked)
             position += span.elements
         if job.pack is not None:
             job.pack(flat)
         return job.elements * self._dtype.itemsize
 
-    def _read(self, span: Span, out: torch.Tensor) -> None:
+    def stretch(self, span: Span) -> tuple[int, int, int]:
+        """Where a span lies: a file's descriptor, the offset in it and the length, in bytes."""
+        tensor = self._tensors[span.name]
+        assert tensor.torch_dtype is not None
+        itemsize = tensor.torch_dtype.itemsize
+        offset = tensor.begin + span.begin * span.columns * itemsize
+        return self._files[tensor.path], offset, span.elements * itemsize
+
+    def _read(self, span: Span, out: torch.Tensor, checked: bool) -> None:
         """Block by block: bytes, then numbers in the model's dtype, then the check that they are finite."""
         tensor = self._tensors[span.name]
         stored = tensor.torch_dtype
         assert stored is not None
-        file, offset = self._files[tensor.path], tensor.begin + span.begin * span.columns * stored.itemsize
+        file, offset, _ = self.stretch(span)
         step = _BLOCK_BYTES // stored.itemsize
         for begin in range(0, out.numel(), step):
             block = out[begin : begin + step]
@@ -99,7 +113,8 @@ class WeightReader:
             _read_bytes(file, offset + begin * stored.itemsize, raw, tensor)
             if stored != self._dtype:
                 _convert(raw.view(stored), block)
-            _check_finite(block, tensor)
+            if not checked:
+                _check_finite(block, tensor)
 
 
 def _read_bytes(file: int, offset: int, out: torch.Tensor, tensor: StoredTensor) -> None:

@@ -74,6 +74,9 @@ def add_model_flags(parser: argparse.ArgumentParser) -> None:
     engine.add_argument("--max-logprobs", type=int, help="log-probabilities per token at most (-1: no limit)")
     engine.add_argument("--kv-cache-memory-bytes", type=parse_bytes, help="e.g. 4GiB")
     engine.add_argument("--cpu-memory-bytes", type=parse_bytes, help="for weights and cache together, e.g. 64GiB")
+    engine.add_argument(
+        "--cpu-weights-memory-bytes", type=parse_bytes, help="of that, for weights; other experts are read from disk"
+    )
     engine.add_argument("--gpu-memory-utilization", type=float, help="share of a GPU's memory, in (0, 1]")
     engine.add_argument("--gpu-memory-bytes", type=parse_bytes, help="of a GPU, e.g. 16GB")
     engine.add_argument("--num-threads", type=positive)
@@ -101,6 +104,7 @@ ENGINE_ARGUMENTS = (
     "max_logprobs",
     "kv_cache_memory_bytes",
     "cpu_memory_bytes",
+    "cpu_weights_memory_bytes",
     "gpu_memory_utilization",
     "gpu_memory_bytes",
     "num_threads",

@@ -52,6 +52,8 @@ def make_parser() -> Parser:
     limits = parser.add_argument_group("what is fixed; the rest is chosen")
     limits.add_argument("--kv-memory", type=parse_bytes, help="for the key/value cache, e.g. 70GB")
     limits.add_argument("--host-memory", type=parse_bytes, help="for weights, cache and activations together")
+    limits.add_argument("--weights-memory", type=parse_bytes, help="of that, for weights; other experts are read")
+    limits.add_argument("--disk-bandwidth", type=parse_bytes, help="bytes a second that files are read at, e.g. 3GB")
     limits.add_argument("--device-memory", type=parse_bytes, help="of the device, in place of the file's")
     limits.add_argument("--max-num-batched-tokens", type=positive, help="rows of a step")
     limits.add_argument("--max-num-seqs", type=positive, help="requests of a step")
@@ -83,6 +85,8 @@ def _plan(found: argparse.Namespace) -> int:
         step_tokens=found.max_num_batched_tokens,
         max_requests=found.max_num_seqs,
         threads=found.num_threads,
+        weight_bytes=found.weights_memory,
+        disk_bytes_per_second=found.disk_bandwidth,
     )
     model = os.path.expanduser(found.model)
     outlook = advice.advise(

@@ -12,6 +12,8 @@ from typing import Any
 
 from moelens.errors import ConfigError
 
+UNKNOWN_DISK_BYTES_PER_SECOND = 2e9  # an NVMe drive of PCIe 3, where nothing was measured or told
+
 
 @dataclass(frozen=True)
 class Curve:
@@ -76,7 +78,8 @@ class HardwareSpec:
     all and per row. `bytes_per_second_by_threads` are reads of the host's memory by 1, 2, … threads. While the
     link moves both ways, each keeps `both_ways_share` of its rate. On an emulated device, which is threads of the
     host, device, host and link share `cores`, of which each direction of the link takes `link_cores` while it moves
-    something. `sources` says of each figure where it comes from.
+    something. `disk_bytes_per_second` is at what rate weights come from files (None: not known).
+    `sources` says of each figure where it comes from.
     """
 
     name: str
@@ -91,17 +94,25 @@ class HardwareSpec:
     both_ways_share: float = 1.0
     cores: float = math.inf
     link_cores: float = 0.0
+    disk_bytes_per_second: float | None = None
     bytes_per_second_by_threads: tuple[float, ...] = ()
     sources: Mapping[str, str] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         for name in ("to_device_bytes_per_second", "to_host_bytes_per_second"):
             _require_positive(f"{self.name}: {name}", getattr(self, name))
+        if self.disk_bytes_per_second is not None:
+            _require_positive(f"{self.name}: disk_bytes_per_second", self.disk_bytes_per_second)
 
     @property
     def computing(self) -> Processor:
         """Where the matrix products run."""
         return self.device or self.host
+
+    @property
+    def file_bytes_per_second(self) -> float:
+        """At what rate files are read; where it is not known, as a drive of PCIe 3 does."""
+        return self.disk_bytes_per_second or UNKNOWN_DISK_BYTES_PER_SECOND
 
     @property
     def weights_bytes_per_second(self) -> float:

@@ -71,6 +71,12 @@ class LaneCosts:
             seconds += front * load.front + chunk * self.cost.load_chunks * (load.experts is Experts.WHOLE)
         return seconds
 
+    @cached_property
+    def read_seconds(self) -> float:
+        """All experts that are read from files in a step."""
+        loads = enumerate(self.cost.layer_loads())
+        return sum(self.cost.demand(Stage.READ, layer, StepShape()).seconds for layer, load in loads if load.from_disk)
+
     def step_seconds(self, parts: Sequence[StepShape]) -> float:
         """A step of these parts, but for what only a simulation finds.
 
@@ -84,7 +90,8 @@ class LaneCosts:
         ends = sum(own for each in stages for stage, own in each.items() if stage in OF_LOGITS)
         lanes = {lane: sum(_of_lane(each, lane) for each in stages) for lane in Resource}
         if self.cost.hardware.device is None:
-            return sum(lanes.values()) + ends
+            return max(sum(lanes.values()) + ends, self.read_seconds)
+        lanes[Resource.DISK] = self.read_seconds
         lanes[Resource.TO_DEVICE] += self.load_seconds
         rounds = [sum(_of_lane(each, lane) for lane in Resource) for each in stages]
         busiest = max(lanes, key=lambda lane: lanes[lane])

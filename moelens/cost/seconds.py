@@ -7,7 +7,7 @@ is read from one that is multiplied whatever its size; attention by the keys tha
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from moelens.cost.hardware import Curve, HardwareSpec, Processor
 from moelens.cost.work import (
@@ -50,7 +50,8 @@ class CostModel:
     """A model on a machine.
 
     A device's weights come in `load_chunks` chunks a layer, but for those that `placement` leaves there (None: all
-    come). `scales` multiply the seconds of stages: what was measured in the run itself over what was expected.
+    come). The experts of `disk_layers` are read from files first. `scales` multiply the seconds of stages: what was
+    measured in the run itself over what was expected.
     """
 
     config: ModelConfig
@@ -58,12 +59,15 @@ class CostModel:
     routing: RoutingLoad = EVEN
     load_chunks: int = 1
     placement: Placement | None = None
+    disk_layers: tuple[int, ...] = ()
     scales: Mapping[Stage, float] = field(default_factory=dict)
 
     def demand(self, stage: Stage, layer: int, shape: StepShape, chunk: int = 0) -> Demand:
         """Of one task of `stage`; of a LOAD, chunk 0 is the layer's front and each other one of its experts' chunks."""
         if stage is Stage.LOAD:
             return self._load(layer, chunk)
+        if stage in (Stage.READ, Stage.READ_EXPERTS):
+            return self._read(stage, layer, shape)
         work = stage_work(stage, self.config, layer, shape, self.routing)
         seconds, host_bytes = self._alone(stage, work, shape)
         return Demand(seconds * self.scales.get(stage, 1.0), host_bytes)
@@ -72,14 +76,21 @@ class CostModel:
         """What of each layer has to be brought to the device in a step of so many rows (None: of many)."""
         layers, place = range(len(self.config.layers)), self.placement
         if self.hardware.device is None:
-            return (LayerLoad(),) * len(layers)
-        if place is None:
-            return (LayerLoad(front=True, experts=Experts.WHOLE),) * len(layers)
-        ffns = [layer.ffn for layer in self.config.layers]
-        routed = [tokens is not None and brings_routed(ffn, tokens) for ffn in ffns]
+            return tuple(self._host_load(layer, tokens) for layer in layers)
+        routed = [tokens is not None and brings_routed(layer.ffn, tokens) for layer in self.config.layers]
         experts = [Experts.ROUTED if each else Experts.WHOLE for each in routed]
-        streams = [LayerLoad(front=not place.fronts, experts=each) for each in experts]
-        return tuple(LayerLoad() if layer in place.layers else streams[layer] for layer in layers)
+        if place is None:
+            experts = [Experts.WHOLE for _ in layers]
+        front, held = (True, frozenset[int]()) if place is None else (not place.fronts, place.layers)
+        streams = [LayerLoad(front, experts[layer], layer in self.disk_layers) for layer in layers]
+        return tuple(LayerLoad() if layer in held else streams[layer] for layer in layers)
+
+    def _host_load(self, layer: int, tokens: int | None) -> LayerLoad:
+        """What comes of a layer where the host does all: at most from disk."""
+        if layer not in self.disk_layers:
+            return LayerLoad()
+        routed = tokens is not None and brings_routed(self.config.layers[layer].ffn, tokens)
+        return LayerLoad(experts=Experts.ROUTED if routed else Experts.RESIDENT, from_disk=True)
 
     def step_overhead_seconds(self, rows: int) -> float:
         """What a step of so many rows takes outside of its tasks."""
@@ -93,6 +104,13 @@ class CostModel:
             pages = -(-tokens * row // HUGE_PAGE_BYTES) - -(-tokens_before * row // HUGE_PAGE_BYTES)
             fresh += 2 * pages * HUGE_PAGE_BYTES  # keys and values
         return fresh * self.hardware.fresh_seconds_per_byte
+
+    def _read(self, stage: Stage, layer: int, shape: StepShape) -> Demand:
+        """Experts; the host's memory takes them in, gives them out to be packed, and takes that in."""
+        config = replace(self.config, quantization=None)  # files are not
+        nbytes = stage_work(stage, config, layer, shape, self.routing).bytes
+        seconds = nbytes / self.hardware.file_bytes_per_second * self.scales.get(stage, 1.0)
+        return Demand(seconds + self.hardware.host.task_seconds, 3.0 * nbytes)
 
     def _load(self, layer: int, chunk: int) -> Demand:
         if self.hardware.device is None:

@@ -84,12 +84,14 @@ def brings_routed(ffn: MoEFFN | DenseFFN, tokens: int) -> bool:
 
 
 def stage_work(stage: Stage, config: ModelConfig, layer: int, shape: StepShape, routing: RoutingLoad = EVEN) -> Work:
-    """What `stage` does in `layer` for rows of `shape`; a LOAD is that of the whole layer, in all its chunks."""
+    """What `stage` does in `layer` for rows of `shape`; LOAD and READ are of the whole layer, or all its experts."""
     of = config.layers[layer]
     if stage in _OF_TOKENS:
         return _tokens(stage, config, shape)
     if stage is Stage.LOAD:
         return Work(weight_bytes=layer_weight_bytes(config, layer))
+    if stage is Stage.READ:
+        return Work(weight_bytes=expert_weight_bytes(config, layer))
     if stage is Stage.BEFORE_ATTENTION:
         return _before_attention(config, of, shape.tokens)
     finished = shape.logit_rows if layer + 1 == len(config.layers) else shape.tokens  # the last layer's other rows stop
@@ -101,7 +103,7 @@ def stage_work(stage: Stage, config: ModelConfig, layer: int, shape: StepShape, 
         return _experts(config, of, finished, routing)
     if stage is Stage.UPLOAD_ROWS:
         return Work(activation_bytes=finished * config.hidden * RESIDUAL_BYTES)
-    if stage is Stage.LOAD_EXPERTS:
+    if stage in (Stage.LOAD_EXPERTS, Stage.READ_EXPERTS):
         return Work(weight_bytes=_touched_bytes(config, of, finished, routing))
     if stage is Stage.OFFLOAD_ROUTES:
         return Work(activation_bytes=finished * (of.ffn.active if isinstance(of.ffn, MoEFFN) else 1) * ID_BYTES)

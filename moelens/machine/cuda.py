@@ -148,15 +148,15 @@ class StreamLane:
 
 
 class CudaMachine:
-    """A stream for the device and one for each direction of the link; the host's tasks run on a thread.
+    """A stream for the device and one for each direction of the link; the host and reads of files have a thread each.
 
     The threads of copies are bound to `cores`, those near the GPU (empty: to none).
     """
 
     def __init__(self, driver: Driver, cores: frozenset[int] = frozenset()) -> None:
-        streams = {resource: driver.make_stream() for resource in Resource if resource is not Resource.HOST}
+        self._threads = {resource: ThreadLane(resource.value) for resource in (Resource.HOST, Resource.DISK)}
+        streams = {resource: driver.make_stream() for resource in Resource if resource not in self._threads}
         clock = Clock(driver, streams[Resource.DEVICE])
-        self._host = ThreadLane("host")
         near = {Resource.TO_DEVICE: cores, Resource.TO_HOST: cores}
         self._lanes = {
             resource: StreamLane(resource.value, driver, clock, stream, near.get(resource, frozenset()))
@@ -165,7 +165,7 @@ class CudaMachine:
 
     def lane(self, resource: Resource) -> ThreadLane | StreamLane:
         """The resource's own lane."""
-        return self._host if resource is Resource.HOST else self._lanes[resource]
+        return self._threads.get(resource) or self._lanes[resource]
 
 
 def _issue(submission: Submission, driver: Driver, stream: Stream) -> None:

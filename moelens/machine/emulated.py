@@ -39,12 +39,13 @@ class ThrottledLink:
 
 
 class EmulatedMachine:
-    """A thread for the device, one for the host, and one for each direction of the link between them."""
+    """A thread for the device, one for the host, one for files, and one for each direction of the link."""
 
     def __init__(self, to_device_bytes_per_second: float, to_host_bytes_per_second: float) -> None:
         self._lanes = {
             Resource.DEVICE: ThreadLane("device"),
             Resource.HOST: ThreadLane("host"),
+            Resource.DISK: ThreadLane("disk"),
             Resource.TO_DEVICE: ThreadLane("to device", ThrottledLink(to_device_bytes_per_second).run),
             Resource.TO_HOST: ThreadLane("to host", ThrottledLink(to_host_bytes_per_second).run),
         }

@@ -16,6 +16,7 @@ Need = tuple[float, float]  # of a task: seconds where nothing else runs, and by
 
 # Which resources have a lane of their own. Where they share one, tasks run one after another.
 ONE_LANE: Mapping[Resource, int] = dict.fromkeys(Resource, 0)
+FILES_BESIDE: Mapping[Resource, int] = {**ONE_LANE, Resource.DISK: 1}
 LANES: Mapping[Resource, int] = {resource: index for index, resource in enumerate(Resource)}
 
 

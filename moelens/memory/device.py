@@ -10,12 +10,13 @@ from typing import Protocol
 
 import torch
 
+from moelens.cost.work import brings_routed
 from moelens.cost.workload import StepShape
 from moelens.memory.weights import WeightStore
 from moelens.models.architecture import Weights
-from moelens.models.config import GQA
+from moelens.models.config import GQA, ModelConfig
 from moelens.ops.interface import AttentionRows, KVLayer, Ops
-from moelens.pipeline.task import LayerLoad
+from moelens.pipeline.task import Experts, LayerLoad
 
 
 @dataclass(frozen=True)
@@ -54,6 +55,12 @@ class DeviceMemory(Protocol):
 
     def begin_step(self, shape: StepShape) -> tuple[LayerLoad, ...]:
         """How each layer's weights come in a step of `shape`; the places of the step before are free again."""
+
+    def read(self, layer: int) -> int:
+        """Bring the experts of a layer that lies on disk to the host, unless they are there; returns bytes read."""
+
+    def read_experts(self, layer: int, ids: torch.Tensor) -> int:
+        """Bring the experts in ids of such a layer to the host; returns bytes read."""
 
     def load(self, layer: int, chunk: int) -> int:
         """Bring a layer's front (chunk 0) or a chunk of its experts (1 …), unless it is there; returns bytes moved."""
@@ -100,23 +107,44 @@ class DeviceMemory(Protocol):
         """
 
 
-class SharedMemory:
-    """Host and device are one: nothing moves, and every layer's weights are used where they lie."""
+def chosen_experts(ids: torch.Tensor) -> set[int]:
+    """The experts that rows go to."""
+    return set(ids.flatten().tolist())
 
-    def __init__(self, weights: WeightStore, ops: Ops, layers: int) -> None:
+
+class SharedMemory:
+    """Host and device are one: nothing moves, and every layer's weights are used where they lie, or are read to."""
+
+    def __init__(self, weights: WeightStore, ops: Ops, config: ModelConfig) -> None:
         self.ops = ops
         self.resident = weights.resident
         self._weights = weights
-        self._loads = (LayerLoad(),) * layers
+        self._config = config
 
     def begin_step(self, shape: StepShape) -> tuple[LayerLoad, ...]:
-        return self._loads
+        return tuple(self._load_of(layer, shape.tokens) for layer in range(len(self._config.layers)))
+
+    def _load_of(self, layer: int, tokens: int) -> LayerLoad:
+        if layer not in self._weights.disk_layers:
+            return LayerLoad()
+        few = brings_routed(self._config.layers[layer].ffn, tokens)
+        return LayerLoad(experts=Experts.ROUTED if few else Experts.RESIDENT, from_disk=True)
+
+    def read(self, layer: int) -> int:
+        return self._weights.read(layer)
+
+    def read_experts(self, layer: int, ids: torch.Tensor) -> int:
+        return self._weights.read_experts(layer, chosen_experts(ids))
 
     def load(self, layer: int, chunk: int) -> int:
         raise AssertionError("all weights are where they are used")
 
     def load_experts(self, layer: int, ids: torch.Tensor) -> int:
-        raise AssertionError("all weights are where they are used")
+        return 0  # they were read to where they are used
+
+    @contextlib.contextmanager
+    def using_front(self, layer: int) -> Iterator[Weights]:
+        yield self._weights.layer(layer)
 
     def divides(self, layer: int) -> bool:
         return False
@@ -129,12 +157,13 @@ class SharedMemory:
 
     @contextlib.contextmanager
     def using(self, layer: int) -> Iterator[Weights]:
-        yield self._weights.layer(layer)
+        with self._weights.using(layer):
+            yield self._weights.layer(layer)
 
-    using_front = using
-
-    def using_experts(self, layer: int, ids: torch.Tensor) -> AbstractContextManager[Weights]:
-        return self.using(layer)
+    @contextlib.contextmanager
+    def using_experts(self, layer: int, ids: torch.Tensor) -> Iterator[Weights]:
+        with self._weights.using_experts(layer, chosen_experts(ids)):
+            yield self._weights.layer(layer)
 
     def to_device(self, tensor: torch.Tensor, place: Place) -> torch.Tensor:
         return tensor

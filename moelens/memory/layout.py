@@ -61,14 +61,14 @@ class SlabLayout:
     @property
     def front(self) -> SlabLayout:
         """What lies before the routed experts, or before the dense block."""
-        end = min((entry.offset for entry in self.entries if _is_block(entry)), default=self.nbytes)
-        return SlabLayout(tuple(entry for entry in self.entries if not _is_block(entry)), end)
+        end = min((entry.offset for entry in self.entries if is_block(entry.name)), default=self.nbytes)
+        return SlabLayout(tuple(entry for entry in self.entries if not is_block(entry.name)), end)
 
     @property
     def block(self) -> SlabLayout:
         """The routed experts or the dense block, which lie last; offsets count from its own begin."""
         begin = self.front.nbytes
-        entries = tuple(entry for entry in self.entries if _is_block(entry))
+        entries = tuple(entry for entry in self.entries if is_block(entry.name))
         assert all(entry.offset < begin for entry in self.front.entries), "something lies behind the experts"
         return SlabLayout(tuple(replace(e, offset=e.offset - begin) for e in entries), self.nbytes - begin)
 
@@ -101,8 +101,16 @@ class SlabLayout:
         return Weights(plain, matrix, experts)
 
 
-def _is_block(entry: Entry) -> bool:
-    return entry.name.rpartition(".")[0] in ("experts", "dense")
+def is_block(name: str) -> bool:
+    """Whether a tensor is one of the routed experts' or the dense block's."""
+    return name.rpartition(".")[0] in ("experts", "dense")
+
+
+def joined(first: Weights, second: Weights) -> Weights:
+    """What two layouts hold of one layer."""
+    return Weights(
+        {**first.plain, **second.plain}, {**first.matrix, **second.matrix}, {**first.experts, **second.experts}
+    )
 
 
 def _storage_shape(spec: TensorSpec, ops: Ops, dtype: torch.dtype) -> tuple[int, ...]:

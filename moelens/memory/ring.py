@@ -1,4 +1,4 @@
-"""Which layer's weights lie in which slot of the device's ring, and how much of them has come."""
+"""Which layer's weights lie in which slot of a ring, the device's or the host's, and how much of them has come."""
 
 from __future__ import annotations
 

@@ -12,9 +12,9 @@ from moelens.cost.work import RESIDUAL_BYTES, brings_routed
 from moelens.cost.workload import StepShape
 from moelens.errors import CapacityError
 from moelens.memory.arena import align
-from moelens.memory.device import DivideRows, Place
-from moelens.memory.layout import ENTRY_ALIGNMENT
-from moelens.memory.ring import Ring
+from moelens.memory.device import DivideRows, Place, chosen_experts
+from moelens.memory.layout import ENTRY_ALIGNMENT, joined
+from moelens.memory.ring import Ring, Slot
 from moelens.memory.scratch_cache import ScratchCache
 from moelens.memory.stores import ArenaStore, Store
 from moelens.memory.weights import WeightStore
@@ -77,12 +77,19 @@ class SeparateMemory:
         self._loads = tuple(self._load_of(layer, shape) for layer in range(len(self._config.layers)))
         return self._loads
 
+    def read(self, layer: int) -> int:
+        return self._weights.read(layer)
+
+    def read_experts(self, layer: int, ids: torch.Tensor) -> int:
+        return self._weights.read_experts(layer, chosen_experts(ids))
+
     def load(self, layer: int, chunk: int) -> int:
         slot = self._ring.claim(layer)
         if chunk in slot.chunks:
             return 0
         begin, end = self._chunk(layer, chunk)
-        self._copy(self._weights.slab(layer).begin + begin, self._slot_offset(layer) + begin, end - begin)
+        with self._weights.using(layer) if chunk else contextlib.nullcontext():
+            self._copy(self._host_offset(layer, chunk > 0) + begin, self._slot_offset(layer) + begin, end - begin)
         slot.chunks.add(chunk)
         return end - begin
 
@@ -90,16 +97,19 @@ class SeparateMemory:
         slot = self._ring.claim(layer)
         if self._block_chunks() <= slot.chunks:
             return 0
-        wanted = _chosen(ids) - slot.experts
-        slab, moved = self._weights.slab(layer), 0
-        front = slab.layout.front.nbytes
-        for expert in sorted(wanted):
-            for entry in slab.layout.block.entries:
-                stride = entry.nbytes // entry.shape[0]
-                offset = front + entry.offset + expert * stride
-                self._copy(slab.begin + offset, self._slot_offset(layer) + offset, stride)
-                moved += stride
-            slot.experts.add(expert)
+        wanted = chosen_experts(ids) - slot.experts
+        with self._weights.using_experts(layer, wanted):
+            return sum(self._load_expert(layer, expert, slot) for expert in sorted(wanted))
+
+    def _load_expert(self, layer: int, expert: int, slot: Slot) -> int:
+        layout, moved = self._weights.slab(layer).layout, 0
+        host, front = self._host_offset(layer, of_block=True), layout.front.nbytes
+        for entry in layout.block.entries:
+            stride = entry.nbytes // entry.shape[0]
+            offset = front + entry.offset + expert * stride
+            self._copy(host + offset, self._slot_offset(layer) + offset, stride)
+            moved += stride
+        slot.experts.add(expert)
         return moved
 
     def divides(self, layer: int) -> bool:
@@ -132,7 +142,7 @@ class SeparateMemory:
             with self.using(layer) as weights:
                 yield weights
             return
-        with self._ring.using(layer, front, _chosen(ids)):
+        with self._ring.using(layer, front, chosen_experts(ids)):
             yield self._layers[layer]
 
     # --- transfers ----------------------------------------------------------------------------------------------------
@@ -176,9 +186,8 @@ class SeparateMemory:
         fronts, blocks = [], []
         for layer in range(len(self._config.layers)):
             slab = self._weights.slab(layer)
-            front, block = slab.layout.front.nbytes, slab.layout.block.nbytes
-            fronts.append(self._hold(slab.begin, front) if self._placement.fronts else None)
-            blocks.append(self._hold(slab.begin + front, block) if layer in self._placement.layers else None)
+            fronts.append(self._hold(slab.begin, slab.layout.front.nbytes) if self._placement.fronts else None)
+            blocks.append(self._hold_block(layer) if layer in self._placement.layers else None)
         self._ring_begin = ring_begin = self._end
         for layer, (front_begin, block_begin) in enumerate(zip(fronts, blocks, strict=True)):
             layout = self._weights.slab(layer).layout
@@ -186,7 +195,7 @@ class SeparateMemory:
             front_weights = layout.front.view(self._store, streamed if front_begin is None else front_begin)
             block_begin = streamed + layout.front.nbytes if block_begin is None else block_begin
             self._fronts.append(front_weights)
-            self._layers.append(_joined(front_weights, layout.block.view(self._store, block_begin)))
+            self._layers.append(joined(front_weights, layout.block.view(self._store, block_begin)))
         return ring_begin
 
     def _hold(self, source: int, nbytes: int) -> int:
@@ -194,6 +203,19 @@ class SeparateMemory:
         begin, self._end = self._end, self._end + nbytes
         self._copy(source, begin, nbytes)
         return begin
+
+    def _hold_block(self, layer: int) -> int:
+        """Bring a layer's block to stay, from a file if it lies there."""
+        slab = self._weights.slab(layer)
+        if layer in self._weights.disk_layers:
+            self._weights.read(layer)
+        with self._weights.using(layer):
+            return self._hold(slab.block_begin, slab.layout.block.nbytes)
+
+    def _host_offset(self, layer: int, of_block: bool) -> int:
+        """Where a byte at offset 0 of the layer's slab lies on the host, or would if its block lay behind its front."""
+        slab = self._weights.slab(layer)
+        return slab.block_begin - slab.layout.front.nbytes if of_block else slab.begin
 
     def _slot_offset(self, layer: int) -> int:
         """Where a byte at offset 0 of the layer's slab lies, or would if the ring held its front."""
@@ -209,11 +231,12 @@ class SeparateMemory:
             return LayerLoad()
         experts = Experts.WHOLE
         ffn = self._config.layers[layer].ffn
-        if self._divide is not None and isinstance(ffn, MoEFFN) and self._divide.pays(layer, shape):
+        from_disk = layer in self._weights.disk_layers
+        if self._divide is not None and not from_disk and isinstance(ffn, MoEFFN) and self._divide.pays(layer, shape):
             experts = Experts.DIVIDED
         elif brings_routed(ffn, shape.tokens):
             experts = Experts.ROUTED
-        return LayerLoad(not self._placement.fronts, experts)
+        return LayerLoad(not self._placement.fronts, experts, from_disk)
 
     def _block_chunks(self) -> set[int]:
         return set(range(1, self._chunks + 1))
@@ -245,13 +268,3 @@ def transfer_bytes(config: ModelConfig, ops: Ops, step_tokens: int, parts: int, 
     if finished:
         rows_bytes += min(step_tokens, MOST_ROWS) * config.hidden * RESIDUAL_BYTES
     return align(rows_bytes, ENTRY_ALIGNMENT) + gaps + ScratchCache(config, ops, step_tokens).nbytes
-
-
-def _joined(first: Weights, second: Weights) -> Weights:
-    return Weights(
-        {**first.plain, **second.plain}, {**first.matrix, **second.matrix}, {**first.experts, **second.experts}
-    )
-
-
-def _chosen(ids: torch.Tensor) -> set[int]:
-    return set(ids.flatten().tolist())

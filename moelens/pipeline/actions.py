@@ -113,6 +113,7 @@ class Actions:
             Stage.AFTER_ATTENTION: self._after_attention,
             Stage.ROUTE: self._route,
             Stage.OFFLOAD_ROUTES: self._offload_routes,
+            Stage.READ_EXPERTS: self._read_experts,
             Stage.LOAD_EXPERTS: self._load_experts,
             Stage.FINISH_ROWS: self._finish_rows,
             Stage.UPLOAD_ROWS: self._upload_rows,
@@ -125,6 +126,8 @@ class Actions:
     def __call__(self, task: Task) -> int:
         if task.stage is Stage.LOAD:
             return self._device.load(task.layer, task.chunk)
+        if task.stage is Stage.READ:
+            return self._device.read(task.layer)
         return self._acts[task.stage](task, self._parts[task.part]) or 0
 
     def release(self) -> None:
@@ -163,6 +166,11 @@ class Actions:
             part.host_routed = Routed(x, normed, ids, scores)
             moved += x_bytes + normed_bytes + scores_bytes
         return moved
+
+    def _read_experts(self, task: Task, part: PartState) -> int:
+        ids = part.host_routed.ids
+        assert ids is not None, "a layer without a router is read whole"
+        return self._device.read_experts(task.layer, ids)
 
     def _load_experts(self, task: Task, part: PartState) -> int:
         return self._device.load_experts(task.layer, self._divide(task.layer, part).ids)

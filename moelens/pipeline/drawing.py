@@ -11,10 +11,10 @@ from moelens.errors import ConfigError
 from moelens.pipeline.task import Resource, Stage
 from moelens.pipeline.timeline import Span, Timeline
 
-LANES = (Resource.TO_DEVICE, Resource.DEVICE, Resource.HOST, Resource.TO_HOST)  # from top to bottom
+LANES = (Resource.DISK, Resource.TO_DEVICE, Resource.DEVICE, Resource.HOST, Resource.TO_HOST)  # from top to bottom
 # What is drawn alike: weights, the two halves of a layer on the device, attention, transfers of rows, the ends.
 COLOURS: dict[str, tuple[str, tuple[Stage, ...]]] = {
-    "weights": ("#4c78a8", (Stage.LOAD, Stage.LOAD_EXPERTS)),
+    "weights": ("#4c78a8", (Stage.READ, Stage.READ_EXPERTS, Stage.LOAD, Stage.LOAD_EXPERTS)),
     "before attention": ("#f2b447", (Stage.BEFORE_ATTENTION,)),
     "experts": ("#e4572e", (Stage.AFTER_ATTENTION, Stage.ROUTE, Stage.EXPERTS, Stage.FINISH_ROWS)),
     "attention": ("#54a24b", (Stage.ATTEND_DECODES, Stage.ATTEND_RESUMED, Stage.ATTEND_PREFILLS)),

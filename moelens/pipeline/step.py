@@ -8,6 +8,7 @@ from dataclasses import replace
 from moelens.cost.footprint import LOGIT_ROWS
 from moelens.cost.workload import StepShape
 from moelens.pipeline.task import Experts, LayerLoad, Stage, Task
+from moelens.pipeline.turns import Turns
 from moelens.plan import Plan
 
 _OF_LOGITS = (Stage.LOGITS, Stage.OFFLOAD_LOGITS, Stage.SAMPLE)
@@ -20,7 +21,8 @@ def step_tasks(shapes: Sequence[StepShape], loads: Sequence[LayerLoad], plan: Pl
     a layer and enter the next at once, one after the other: while the host attends for one part, the device works for
     another. The n-th layer that streams uses ring slot n modulo `plan.ring_layers`; its weights come, in
     `plan.load_chunks` chunks spread between the uploads of attended rows, when the slot's last layer has been left.
-    The first layers' weights for the next step follow those of the last ones.
+    The first layers' weights for the next step follow those of the last ones. Experts that lie in files pass through
+    `plan.disk_ring_layers` slots of the host in the same way, a layer in one task.
     """
     step = _Step(shapes, loads, plan)
     step.make()
@@ -34,9 +36,13 @@ class _Step:
         self._loads = loads
         self._plan = plan
         self._parts = range(len(shapes))
-        self._streamed = [layer for layer, load in enumerate(loads) if load.streams]
+        streamed = [layer for layer, load in enumerate(loads) if load.streams]
+        self._turns = Turns(streamed, plan.ring_layers, streamed)
+        on_disk = {layer for layer, load in enumerate(loads) if load.from_disk}
+        self._disk_turns = Turns(plan.disk_layers, plan.disk_ring_layers, on_disk)
         self._front: dict[int, tuple[int, ...]] = {}  # by layer, the loads that BEFORE_ATTENTION comes after
         self._experts: dict[int, tuple[int, ...]] = {}  # and those that the experts come after
+        self._read: dict[int, tuple[int, ...]] = {}  # and those that bring them from a file, for this step or the next
         self._left: dict[int, tuple[int, ...]] = {}  # the tasks that were the last to use a layer's weights
         self._waiting: list[tuple[int, int, tuple[int, ...]]] = []  # chunks to be loaded: layer, chunk, after
         self._overdue = 0  # of those, how many belong to slots that were left more than a layer ago
@@ -46,11 +52,12 @@ class _Step:
         # By part: until the layer before is out of these places, this one's q, k and v must not be written there.
         self._offloaded: dict[int, tuple[int, ...]] = dict.fromkeys(self._parts, ())
         self._stored: dict[int, tuple[int, ...]] = dict.fromkeys(self._parts, ())
-        self._position = {layer: index for index, layer in enumerate(self._streamed)}
 
     def make(self) -> None:
         inputs = [self._add(Stage.INPUT, 0, part) for part in self._parts]
-        for position, layer in enumerate(self._streamed[: self._plan.ring_layers]):
+        for layer in self._disk_turns.firsts:
+            self._read_whole(layer, ())
+        for position, layer in enumerate(self._turns.firsts):
             self._queue(layer, ())
             if position == 0:  # the others' come as in any layer; what the step before has carried is there already
                 self._load(len(self._waiting))
@@ -70,28 +77,39 @@ class _Step:
                     self._finish(layer, part, left)
             self._left[layer] = tuple(ends)
             self._overdue = len(self._waiting)
-            if layer in self._position:
-                self._refill(layer)
+            self._refill(layer)
             self._let_in = len(self._waiting) - self._overdue
         self._load(len(self._waiting))
 
     def _add(self, stage: Stage, layer: int, part: int, *after: tuple[int, ...], chunk: int = 0) -> int:
         before = tuple(dict.fromkeys(earlier for some in after for earlier in some))
-        shape = StepShape() if stage is Stage.LOAD else self._shapes[part]
+        of_weights = stage in (Stage.LOAD, Stage.READ)
+        shape = StepShape() if of_weights else self._shapes[part]
         if stage in _OF_LOGITS:
             shape = replace(shape, logit_rows=min(LOGIT_ROWS, shape.logit_rows - chunk * LOGIT_ROWS))
-        carried = stage is Stage.LOAD and layer in self._left  # the layer has been left: this is for the next step
+        carried = of_weights and layer in self._left  # the layer has been left: this is for the next step
         self.tasks.append(Task(len(self.tasks), stage, layer, part, shape, before, chunk, carried))
         return len(self.tasks) - 1
 
     # --- weights ------------------------------------------------------------------------------------------------------
     def _refill(self, layer: int) -> None:
-        """Queue the streamed layer that is next for the slot that `layer` has just left; after the last, the first."""
-        position = self._position[layer] + self._plan.ring_layers
-        if position >= len(self._streamed):
-            position %= self._plan.ring_layers
-        if self._streamed[position] != layer:
-            self._queue(self._streamed[position], self._left[layer])
+        """Queue the layers that are next for the slots, the host's and the device's, that `layer` has just left."""
+        if layer in self._disk_turns and (following := self._disk_turns.following(layer)) is not None:
+            self._read_whole(following, self._left[layer])
+        following = self._turns.following(layer) if layer in self._turns else None
+        if following is not None and not self._waits_for_a_slot(following):
+            self._queue(following, self._left[layer])
+
+    def _read_whole(self, layer: int, free: tuple[int, ...]) -> None:
+        """Have all of a layer's experts read from a file, when the slot is free."""
+        if self._loads[layer].is_read_whole:
+            self._read[layer] = (self._add(Stage.READ, layer, 0, free),)
+
+    def _waits_for_a_slot(self, layer: int) -> bool:
+        """Whether a layer, wanted for the next step, can't be read yet: its slot is still to be used by others."""
+        if layer not in self._left or not self._loads[layer].is_read_whole:
+            return False
+        return not self._disk_turns.is_over(layer, self._left)
 
     def _queue(self, layer: int, free: tuple[int, ...]) -> None:
         load = self._loads[layer]
@@ -114,7 +132,7 @@ class _Step:
 
     def _load(self, count: int) -> None:
         for layer, chunk, free in self._waiting[:count]:
-            load = self._add(Stage.LOAD, layer, 0, free, chunk=chunk)
+            load = self._add(Stage.LOAD, layer, 0, free, self._read.get(layer, ()) if chunk else (), chunk=chunk)
             loaded = self._front if chunk == 0 else self._experts
             if layer not in self._left:
                 loaded[layer] = (*loaded.get(layer, ()), load)
@@ -143,22 +161,24 @@ class _Step:
         if self._attended[part]:
             uploaded = self._add(Stage.UPLOAD, layer, part, tuple(self._attended[part]))
             attended = (*attended, uploaded)
-        experts = self._experts.get(layer, ())
+        experts = (*self._experts.get(layer, ()), *self._read.get(layer, ()))
         if not self._loads[layer].experts.wait_for_routes:
             return self._add(Stage.AFTER_ATTENTION, layer, part, attended, experts)
         routed = self._add(Stage.ROUTE, layer, part, attended)
         known = self._add(Stage.OFFLOAD_ROUTES, layer, part, (routed,))
-        loaded = self._add(Stage.LOAD_EXPERTS, layer, part, (known,), self._slot_free(layer))
+        if self._loads[layer].from_disk:
+            known = self._add(Stage.READ_EXPERTS, layer, part, (known,), self._slot_free(self._disk_turns, layer))
+        loaded = self._add(Stage.LOAD_EXPERTS, layer, part, (known,), self._slot_free(self._turns, layer))
         if self._loads[layer].experts is Experts.ROUTED:
             return self._add(Stage.EXPERTS, layer, part, (routed, loaded))
         finished = self._add(Stage.FINISH_ROWS, layer, part, (known,))
         uploaded = self._add(Stage.UPLOAD_ROWS, layer, part, (finished,))
         return self._add(Stage.EXPERTS, layer, part, (routed, loaded, uploaded))
 
-    def _slot_free(self, layer: int) -> tuple[int, ...]:
-        """What has to be over before experts may be written into the layer's ring slot."""
-        before = self._position[layer] - self._plan.ring_layers
-        return self._left[self._streamed[before]] if before >= 0 else ()
+    def _slot_free(self, turns: Turns, layer: int) -> tuple[int, ...]:
+        """What has to be over before experts may be written into the layer's slot of a ring."""
+        before = turns.before(layer)
+        return () if before is None else self._left[before]
 
     def _finish(self, layer: int, part: int, left: int) -> None:
         """The logits of one part, at most LOGIT_ROWS rows at a time; two groups of them exist at once on each side."""

@@ -15,16 +15,19 @@ class Resource(enum.Enum):
     HOST = "host"
     TO_DEVICE = "to device"
     TO_HOST = "to host"
+    DISK = "disk"
 
 
 class Stage(enum.Enum):
     """The kinds of tasks, in the order in which a layer meets them; `resource` is where each runs.
 
     ROUTE to EXPERTS stand in the place of AFTER_ATTENTION where only the experts that rows go to are brought; the host
-    may finish some of the rows meanwhile (FINISH_ROWS), whose experts then need not be.
+    may finish some of the rows meanwhile (FINISH_ROWS), whose experts then need not be. READ and
+    READ_EXPERTS bring experts that lie in files to the host.
     """
 
     INPUT = "input"
+    READ = "read"
     LOAD = "load"
     BEFORE_ATTENTION = "before attention"
     OFFLOAD = "offload"
@@ -36,6 +39,7 @@ class Stage(enum.Enum):
     AFTER_ATTENTION = "after attention"
     ROUTE = "route"
     OFFLOAD_ROUTES = "offload routes"
+    READ_EXPERTS = "read experts"
     LOAD_EXPERTS = "load experts"
     FINISH_ROWS = "finish rows"
     UPLOAD_ROWS = "upload rows"
@@ -51,6 +55,7 @@ class Stage(enum.Enum):
 
 _RESOURCES = {
     Stage.INPUT: Resource.TO_DEVICE,
+    Stage.READ: Resource.DISK,
     Stage.LOAD: Resource.TO_DEVICE,
     Stage.BEFORE_ATTENTION: Resource.DEVICE,
     Stage.OFFLOAD: Resource.TO_HOST,
@@ -62,6 +67,7 @@ _RESOURCES = {
     Stage.AFTER_ATTENTION: Resource.DEVICE,
     Stage.ROUTE: Resource.DEVICE,
     Stage.OFFLOAD_ROUTES: Resource.TO_HOST,
+    Stage.READ_EXPERTS: Resource.DISK,
     Stage.LOAD_EXPERTS: Resource.TO_DEVICE,
     Stage.FINISH_ROWS: Resource.HOST,
     Stage.UPLOAD_ROWS: Resource.TO_DEVICE,
@@ -90,16 +96,23 @@ class Experts(enum.Enum):
 class LayerLoad:
     """What of a layer's weights has to be brought to the device in a step.
 
-    `front` is all that the layer needs before its routed experts: norms, projections, router, shared experts.
+    `front` is all that the layer needs before its routed experts: norms, projections, router, shared experts. With
+    `from_disk` the experts lie in files, and the host must read those that are used, all or the routed ones, first.
     """
 
     front: bool = False
     experts: Experts = Experts.RESIDENT
+    from_disk: bool = False
 
     @property
     def streams(self) -> bool:
         """Whether anything has to be brought."""
         return self.front or self.experts is not Experts.RESIDENT
+
+    @property
+    def is_read_whole(self) -> bool:
+        """Whether all experts are read from files, ahead of time."""
+        return self.from_disk and not self.experts.wait_for_routes
 
 
 @dataclass(frozen=True)
@@ -107,7 +120,7 @@ class Task:
     """One unit of work.
 
     `after` are ids of earlier tasks. `chunk` tells the pieces of a stage apart: of a LOAD, 0 is the layer's front and
-    1 … are its experts; of LOGITS to SAMPLE, groups of LOGIT_ROWS rows. A LOAD belongs to all parts and has part 0. A
+    1 … are its experts; of LOGITS to SAMPLE, groups of LOGIT_ROWS rows. A READ or LOAD belongs to all parts: part 0. A
     `carried` task is not waited for at the step's end: it prepares the next one, as far as there is time until then.
     """
 

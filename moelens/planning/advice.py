@@ -22,6 +22,8 @@ from moelens.models.config import ModelConfig, Quantization
 from moelens.models.registry import build
 from moelens.planning.catalogue import model_names, named_config, named_hardware, nearest_model
 from moelens.planning.default import BLOCK_TOKENS, Limits, Sizes
+from moelens.planning.disk import layer_bytes
+from moelens.planning.reading import file_bytes_per_second
 from moelens.planning.report import Outlook, look_ahead
 from moelens.planning.search import choose
 
@@ -39,6 +41,8 @@ class Wishes:
     step_tokens: int | None = None
     max_requests: int | None = None
     threads: int | None = None
+    weight_bytes: int | None = None
+    disk_bytes_per_second: float | None = None
 
 
 def read_model(model: str, overrides: Mapping[str, Any] | None = None, quantization: str | None = None) -> Architecture:
@@ -97,14 +101,27 @@ def advise(
         max_requests=wishes.max_requests,
         step_tokens=wishes.step_tokens,
         kv_bytes=wishes.kv_bytes,
+        weight_bytes=wishes.weight_bytes,
     )
+    spec = _with_disk(spec, wishes, Path(name), config, limits)
     choice = choose(CostModel(config, spec), sizes_of(config), limits, threads, workload)
     return look_ahead(name, choice, workload)
 
 
 def sizes_of(config: ModelConfig) -> Sizes:
     """Bytes of a model and of a block, by its config alone."""
-    return Sizes(model_weight_bytes(config), config.kv_bytes_per_token * BLOCK_TOKENS)
+    return Sizes(model_weight_bytes(config), config.kv_bytes_per_token * BLOCK_TOKENS, layer_bytes(config))
+
+
+def _with_disk(spec: HardwareSpec, wishes: Wishes, folder: Path, config: ModelConfig, limits: Limits) -> HardwareSpec:
+    """The machine with the rate of its disk: as it was told, or measured on this one where weights don't fit."""
+    if wishes.disk_bytes_per_second is not None:
+        return dataclasses.replace(spec, disk_bytes_per_second=wishes.disk_bytes_per_second)
+    allowed = limits.memory_bytes if limits.weight_bytes is None else limits.weight_bytes
+    files = sorted(folder.glob("*.safetensors"), key=lambda file: file.stat().st_size)
+    if spec.name != "this" or not files or model_weight_bytes(config) <= allowed:
+        return spec
+    return dataclasses.replace(spec, disk_bytes_per_second=file_bytes_per_second(files[-1]))
 
 
 def _hardware(

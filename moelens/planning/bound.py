@@ -108,12 +108,14 @@ def bound(
     prompt_tokens: float,
     output_tokens: float,
     routing: RoutingLoad = EVEN,
+    disk_bytes: float = 0.0,
 ) -> Bound:
     """The bound of a machine on requests of p and g tokens, as many as there may be (Eqs 1–6 together).
 
-    With a device, all layers are taken to stream in every pass; those that stay on it are a plan's gain beyond this.
+    `disk_bytes` of experts are read from files in every pass. With a device, all layers are taken to stream in every
+    pass; those that stay on it are a plan's gain beyond this.
     """
-    per_token = _Demand(config, hardware, prompt_tokens, output_tokens, routing)
+    per_token = _Demand(config, hardware, prompt_tokens, output_tokens, routing, disk_bytes)
     efficiency = served_per_held_token(prompt_tokens, output_tokens)
     tokens = efficiency * kv_bytes / config.kv_bytes_per_token
     limits = per_token.limits(tokens)
@@ -134,8 +136,15 @@ class _Demand:
     """What a token asks of each resource."""
 
     def __init__(
-        self, config: ModelConfig, hardware: HardwareSpec, prompt: float, output: float, routing: RoutingLoad
+        self,
+        config: ModelConfig,
+        hardware: HardwareSpec,
+        prompt: float,
+        output: float,
+        routing: RoutingLoad,
+        disk_bytes: float,
     ) -> None:
+        self._disk_bytes = disk_bytes
         self._config, self._hardware, self._routing = config, hardware, routing
         self._layers = range(len(config.layers))
         one = StepShape(decode_tokens=1, logit_rows=1)
@@ -171,6 +180,8 @@ class _Demand:
             limits["host attention"] = _ratio(hardware.host.flops_per_second, self.attention_flops)
         else:
             limits["compute"] = hardware.host.flops_per_second / (self.flops + self.attention_flops)
+        if self._disk_bytes:
+            limits["disk"] = tokens * hardware.file_bytes_per_second / self._disk_bytes
         moved = streamed + tokens * self.kv_bytes
         limits["host memory"] = tokens * hardware.host.bytes_per_second / moved
         return limits

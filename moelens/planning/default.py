@@ -3,25 +3,33 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Collection
 from dataclasses import dataclass
 
 from moelens.cost.footprint import activation_bytes
 from moelens.errors import CapacityError, ConfigError
 from moelens.models.config import ModelConfig
 from moelens.plan import Plan
+from moelens.planning.disk import disk_layers, host_weight_bytes
+from moelens.planning.placement import LayerBytes
 
 logger = logging.getLogger(__name__)
 
 MAX_REQUESTS = 256
 STEP_TOKENS = 2048  # enough rows per expert for the products to run at the processor's peak
 BLOCK_TOKENS = 32
+# Where weights are read from disk in every step, a step's rows are what shares the reading.
+DISK_STEP_TOKENS = (8192, 4096)
+ACTIVATION_SHARE = 1 / 8  # of the memory, that such a step's activations may take at most
+USUAL_TOKENS = 2048  # of a request, for how much cache is of use
 
 
 @dataclass(frozen=True)
 class Limits:
     """What the user fixed; None: to be chosen.
 
-    `memory_bytes` is for weights, cache and activations together; `kv_bytes` for the cache alone.
+    `memory_bytes` is for weights, cache and activations together; `weight_bytes` and `kv_bytes` are what of it weights
+    and cache may take.
     """
 
     memory_bytes: int
@@ -29,27 +37,44 @@ class Limits:
     max_requests: int | None = None
     step_tokens: int | None = None
     kv_bytes: int | None = None
+    weight_bytes: int | None = None
     share_prefixes: bool = True
 
 
 @dataclass(frozen=True)
 class Sizes:
-    """What is already known of a model in memory: bytes of its weights, and of one cache block over all layers."""
+    """What is already known of a model in memory: bytes of its weights, and of one cache block over all layers.
+
+    `layers` are those whose experts may be read from disk in every step; none where the weights are in no files.
+    """
 
     weight_bytes: int
     block_bytes: int
+    layers: tuple[LayerBytes, ...] = ()
+
+    @property
+    def resident_bytes(self) -> int:
+        """Of weights that belong to no layer."""
+        return self.weight_bytes - sum(layer.front + layer.block for layer in self.layers)
+
+    def host_bytes(self, on_disk: Collection[int]) -> int:
+        """Of weights in memory when the experts of some layers are on disk."""
+        return host_weight_bytes(self.layers, self.resident_bytes, on_disk) if on_disk else self.weight_bytes
 
 
 def choose_plan(config: ModelConfig, sizes: Sizes, limits: Limits, threads: int) -> tuple[Plan, int]:
     """The plan, and the longest sequence (max_model_len, in tokens) that it can hold.
 
     Raises ConfigError when the limits contradict each other or the model, CapacityError when weights, activations and
-    one sequence of the asked length don't fit.
+    one sequence of the asked length don't fit even when all experts are read from disk.
     """
     length = _checked_length(config, limits)
-    max_requests = limits.max_requests or min(MAX_REQUESTS, limits.step_tokens or MAX_REQUESTS)
-    step_tokens = limits.step_tokens or max(STEP_TOKENS, max_requests)
-    blocks = _kv_bytes(config, sizes, limits, step_tokens) // sizes.block_bytes
+    max_requests, step_tokens = _step(config, limits, on_disk=False)
+    on_disk = _on_disk(config, sizes, limits, step_tokens, max_requests * length)
+    if on_disk:
+        max_requests, step_tokens = _step(config, limits, on_disk=True)
+        on_disk = _on_disk(config, sizes, limits, step_tokens, max_requests * length)
+    blocks = _kv_bytes(config, sizes, limits, step_tokens, on_disk) // sizes.block_bytes
     blocks = min(blocks, max_requests * -(-length // BLOCK_TOKENS))
     if blocks * BLOCK_TOKENS < length:
         length = _shortened(length, blocks, sizes, limits)
@@ -62,8 +87,48 @@ def choose_plan(config: ModelConfig, sizes: Sizes, limits: Limits, threads: int)
         retained_blocks=_retained_blocks(limits, blocks),
         ring_layers=max(2, len(config.layers)),
         threads=threads,
+        disk_layers=on_disk,
     )
     return plan, length
+
+
+def _step(config: ModelConfig, limits: Limits, on_disk: bool) -> tuple[int, int]:
+    """Requests and rows of a step."""
+    most_rows = STEP_TOKENS
+    if on_disk:
+        allowed = limits.memory_bytes * ACTIVATION_SHARE
+        most_rows = next((rows for rows in DISK_STEP_TOKENS if activation_bytes(config, rows) <= allowed), STEP_TOKENS)
+    max_requests = limits.max_requests or min(MAX_REQUESTS, limits.step_tokens or MAX_REQUESTS)
+    return max_requests, limits.step_tokens or max(most_rows, max_requests)
+
+
+def _on_disk(config: ModelConfig, sizes: Sizes, limits: Limits, step_tokens: int, most_context: int) -> tuple[int, ...]:
+    """The layers whose experts are read from disk: none where weights and cache fit.
+
+    Where the user says neither, the cache gets half of what is left. With memory M, weights W and a cache of C bytes, a
+    pass reads W - (M - C) bytes for a number of tokens that grows with C, so tokens per second go as C/(W - M + C): a
+    cache of M/2 reaches half of what any could where W is 1.5 M, and more where it is less.
+    """
+    if not sizes.layers:
+        return ()
+    left = limits.memory_bytes - activation_bytes(config, step_tokens) - (limits.kv_bytes or 0)
+    allowed = left if limits.weight_bytes is None else min(left, limits.weight_bytes)
+    if limits.kv_bytes is None:
+        if sizes.weight_bytes <= min(allowed, left - sizes.block_bytes):
+            return ()
+        useful = min(most_context, MAX_REQUESTS * USUAL_TOKENS) // BLOCK_TOKENS * sizes.block_bytes
+        allowed = min(allowed, left - max(sizes.block_bytes, min(useful, left // 2)))
+    found = disk_layers(sizes.layers, sizes.resident_bytes, allowed)
+    if found is None:  # then as little as there may be
+        found = tuple(range(len(sizes.layers)))
+        least = sizes.host_bytes(found)
+        if limits.weight_bytes is not None and limits.weight_bytes < least:
+            raise CapacityError(
+                f"cpu_weights_memory_bytes is {limits.weight_bytes}, but with all experts on disk the weights still "
+                f"take {least} bytes of memory: those that every step uses, and room for the experts of two layers. "
+                f"Raise it to {least} or more."
+            )
+    return found
 
 
 def _retained_blocks(limits: Limits, blocks: int) -> int:
@@ -83,15 +148,17 @@ def _checked_length(config: ModelConfig, limits: Limits) -> int:
     return config.max_context if asked is None else asked
 
 
-def _kv_bytes(config: ModelConfig, sizes: Sizes, limits: Limits, step_tokens: int) -> int:
+def _kv_bytes(config: ModelConfig, sizes: Sizes, limits: Limits, step_tokens: int, on_disk: tuple[int, ...]) -> int:
     if limits.kv_bytes is not None:
         return limits.kv_bytes
     activations = activation_bytes(config, step_tokens)
-    left = limits.memory_bytes - sizes.weight_bytes - activations
+    weights = sizes.host_bytes(on_disk)
+    left = limits.memory_bytes - weights - activations
     if left < sizes.block_bytes:
         raise CapacityError(
-            f"{limits.memory_bytes / 1e9:.2f} GB of memory can't hold the weights ({sizes.weight_bytes / 1e9:.2f} GB), "
-            f"the activations of {step_tokens} tokens ({activations / 1e9:.2f} GB) and a key/value cache. Raise "
+            f"{limits.memory_bytes / 1e9:.2f} GB of memory can't hold the weights ({weights / 1e9:.2f} GB"
+            f"{' with all experts on disk' if on_disk else ''}), the activations of {step_tokens} tokens "
+            f"({activations / 1e9:.2f} GB) and a key/value cache. Raise "
             "cpu_memory_bytes, lower max_num_batched_tokens or use a smaller model."
         )
     return left

@@ -18,6 +18,7 @@ from moelens.cost.workload import StepShape, Workload
 from moelens.models.config import ModelConfig
 from moelens.pipeline.task import Resource
 from moelens.plan import Plan
+from moelens.planning.disk import host_weight_bytes, layer_bytes
 from moelens.planning.simulate import Moment, Prediction, StepClock, check_fits, simulate
 
 SIMULATED_ROWS = 150_000  # decode rows and prompts of a job that is simulated: about a second
@@ -131,8 +132,10 @@ class Flow:
 def memory_bytes(config: ModelConfig, plan: Plan, block_bytes: int | None = None) -> Mapping[str, int]:
     """Bytes of the host's memory by purpose; a block's are those of its tokens where nobody knows the ops' layout."""
     block = config.kv_bytes_per_token * plan.block_tokens if block_bytes is None else block_bytes
+    layers, weights = layer_bytes(config), model_weight_bytes(config)
+    resident = weights - sum(layer.front + layer.block for layer in layers)
     return {
-        "weights": model_weight_bytes(config),
+        "weights": host_weight_bytes(layers, resident, plan.disk_layers, plan.disk_ring_layers),
         "key/value cache": plan.kv_blocks * block,
         "activations": activation_bytes(config, plan.step_tokens),
     }

@@ -12,6 +12,7 @@ from moelens.cost.seconds import CostModel
 from moelens.cost.workload import Workload
 from moelens.pipeline.task import Resource
 from moelens.planning.bound import Bound, bound
+from moelens.planning.disk import read_bytes
 from moelens.planning.predict import memory_bytes, predict
 from moelens.planning.search import Choice, saturating_step_tokens
 from moelens.planning.simulate import Prediction
@@ -48,12 +49,15 @@ def look_ahead(model: str, choice: Choice, workload: Workload) -> Outlook:
     kv_bytes = choice.plan.kv_tokens * choice.cost.config.kv_bytes_per_token
     prompt, output = workload.mean_prompt_tokens, workload.mean_output_tokens
     config, hardware = choice.cost.config, choice.cost.hardware
-    most = bound(config, hardware, kv_bytes=kv_bytes, prompt_tokens=prompt, output_tokens=output)
+    disk_bytes = read_bytes(config, choice.plan.disk_layers, choice.plan.disk_ring_layers)
+    most = bound(config, hardware, kv_bytes=kv_bytes, prompt_tokens=prompt, output_tokens=output, disk_bytes=disk_bytes)
     return Outlook(model, workload, choice, most, tuple(_lifts(choice, workload, most)))
 
 
 def limit_of(cost: CostModel, prediction: Prediction) -> str:
     """The resource that limits a job, in words; on a host alone, whether it reads or computes."""
+    if prediction.limit is Resource.DISK and prediction.utilisation(Resource.DISK) > 0.5:
+        return "the disk"
     if cost.hardware.device is not None:
         busiest = prediction.limit
         return {Resource.TO_DEVICE: "the link", Resource.HOST: "the host's attention"}.get(busiest, busiest.value)
@@ -134,8 +138,11 @@ def _lines(outlook: Outlook) -> Iterator[tuple[str, str]]:
     )
     yield "time", f"{_duration(p.seconds)} in {p.steps} steps of {p.seconds / max(1, p.steps):.3g} s"
     yield "limit", limit_of(choice.cost, p)
+    if choice.plan.disk_layers:
+        yield "disk", f"busy {100 * p.utilisation(Resource.DISK):.0f} % of the time"
     if choice.cost.hardware.device is not None:
-        yield "busy", ", ".join(f"{resource.value} {100 * p.utilisation(resource):.0f} %" for resource in Resource)
+        lanes = [resource for resource in Resource if resource is not Resource.DISK]
+        yield "busy", ", ".join(f"{resource.value} {100 * p.utilisation(resource):.0f} %" for resource in lanes)
     else:
         total = sum(p.stage_seconds.values())
         largest = sorted(p.stage_seconds.items(), key=lambda pair: -pair[1])[:5]
@@ -165,17 +172,23 @@ def _lifts(choice: Choice, workload: Workload, most: Bound) -> Iterator[Lift]:
         if before / job.seconds >= LEAST_GAIN:
             what = f"{held * (factor - 1) / 1e9:.0f} GB more memory for the cache"
             yield Lift(what, before / job.seconds, limit_of(cost, job))
-    for what, hardware in _better(cost.hardware):
+    if plan.disk_layers:
+        job = predict(cost, dataclasses.replace(plan, disk_layers=()), workload, most_rows=0)
+        if before / job.seconds >= LEAST_GAIN:
+            yield Lift("memory for all weights", before / job.seconds, limit_of(cost, job))
+    for what, hardware in _better(cost.hardware, bool(plan.disk_layers)):
         faster = dataclasses.replace(cost, hardware=hardware)
         job = predict(faster, plan, workload, most_rows=0)
         if before / job.seconds >= LEAST_GAIN:
             yield Lift(what, before / job.seconds, limit_of(faster, job))
 
 
-def _better(hardware: HardwareSpec) -> Iterator[tuple[str, HardwareSpec]]:
+def _better(hardware: HardwareSpec, reads: bool) -> Iterator[tuple[str, HardwareSpec]]:
     def replace(**fields: Any) -> HardwareSpec:
         return dataclasses.replace(hardware, **fields)
 
+    if reads:
+        yield "a disk twice as fast", replace(disk_bytes_per_second=2 * hardware.file_bytes_per_second)
     if hardware.device is not None:
         link = 2 * hardware.to_device_bytes_per_second
         yield "a link twice as fast", replace(to_device_bytes_per_second=link)

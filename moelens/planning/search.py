@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 from moelens.cost.hardware import HardwareSpec
 from moelens.cost.seconds import CostModel
-from moelens.cost.work import expert_weight_bytes, layer_weight_bytes, stage_work
+from moelens.cost.work import stage_work
 from moelens.cost.workload import StepShape, Workload
 from moelens.errors import CapacityError
 from moelens.models.config import ModelConfig
@@ -17,7 +17,7 @@ from moelens.pipeline.task import Stage
 from moelens.plan import Placement, Plan
 from moelens.planning.default import Limits, Sizes, choose_plan
 from moelens.planning.device import DeviceSizes, fit, for_device
-from moelens.planning.placement import LayerBytes
+from moelens.planning.disk import layer_bytes, read_bytes
 from moelens.planning.predict import predict
 from moelens.planning.simulate import Prediction
 
@@ -97,11 +97,8 @@ def saturating_step_tokens(cost: CostModel) -> int:
 
 def device_sizes(config: ModelConfig) -> DeviceSizes:
     """What a device would hold of a model, by its config alone."""
-    layers = range(len(config.layers))
-    blocks = [expert_weight_bytes(config, layer) for layer in layers]
-    fronts = [layer_weight_bytes(config, layer) - block for layer, block in zip(layers, blocks, strict=True)]
     resident = 2 * config.vocab * config.hidden * config.dtype.itemsize
-    return DeviceSizes([LayerBytes(*pair) for pair in zip(fronts, blocks, strict=True)], resident, _transfers(config))
+    return DeviceSizes(layer_bytes(config), resident, _transfers(config))
 
 
 def _transfers(config: ModelConfig) -> Callable[[int], int]:
@@ -117,6 +114,7 @@ def _transfers(config: ModelConfig) -> Callable[[int], int]:
 
 def _make(cost: CostModel, sizes: Sizes, limits: Limits, threads: int) -> _Candidate:
     plan, length = choose_plan(cost.config, sizes, limits, threads)
+    cost = dataclasses.replace(cost, disk_layers=plan.disk_layers)
     device = cost.hardware.device
     if device is None:
         return _Candidate(plan, None, length, cost)
@@ -176,6 +174,13 @@ def _reasons(best: _Candidate, default: _Candidate, prediction: Prediction, gain
         yield f"n_real, from where on the device and not the link is the limit, is {saturating_step_tokens(best.cost)}"
     if best.placement is not None and best.placement.layers:
         yield f"{len(best.placement.layers)} of {len(best.cost.config.layers)} layers stay on the device"
+    if plan.disk_layers:
+        read = read_bytes(best.cost.config, plan.disk_layers, plan.disk_ring_layers)
+        known = "" if hardware.disk_bytes_per_second else ", which is assumed (--disk-bandwidth)"
+        yield (
+            f"the experts of {len(plan.disk_layers)} layers stay on disk, of which a step reads {read / 1e9:.2f} GB in "
+            f"{read / hardware.file_bytes_per_second:.2f} s at {hardware.file_bytes_per_second / 1e9:.2f} GB/s{known}"
+        )
     if prediction.preemptions:
         yield f"{prediction.preemptions} requests are preempted, as the cache is short"
 

@@ -13,10 +13,11 @@ from moelens.cost.lanes import OF_LOGITS, first_of_kind
 from moelens.cost.seconds import CostModel
 from moelens.cost.workload import StepShape, Workload
 from moelens.errors import CapacityError
-from moelens.machine.simulated import LANES, LINKS, ONE_LANE, Need, Sharing, SimulatedMachine, StepTimes
+from moelens.machine.simulated import FILES_BESIDE, LANES, LINKS, ONE_LANE, Need, Sharing, SimulatedMachine, StepTimes
 from moelens.pipeline.step import step_tasks
 from moelens.pipeline.task import Experts, LayerLoad, Resource, Stage, Task
 from moelens.pipeline.timeline import ExpectedStep
+from moelens.pipeline.turns import Turns
 from moelens.plan import Plan
 from moelens.planning.divided import STAGES, ExpectedDivision
 from moelens.planning.pricing import StepPricing
@@ -92,34 +93,42 @@ class StepClock:
 
     def __init__(self, cost: CostModel, plan: Plan) -> None:
         chunks = min(plan.load_chunks, MOST_CHUNKS)
-        self._cost = replace(cost, load_chunks=chunks)
+        self._cost = replace(cost, load_chunks=chunks, disk_layers=plan.disk_layers)
         self._plan = replace(plan, load_chunks=chunks)
         self._has_device = cost.hardware.device is not None
-        lanes = LANES if self._has_device else ONE_LANE
+        self._overlaps = self._has_device or bool(plan.disk_layers)
+        lanes = LANES if self._has_device else FILES_BESIDE if self._overlaps else ONE_LANE
         self._machine = SimulatedMachine(lanes, cost.hardware.host.bytes_per_second, _sharing(cost.hardware))
         self._patterns: dict[tuple[object, ...], list[Task]] = {}
         self._kinds = first_of_kind(cost.config)
-        streamed = [layer for layer, load in enumerate(cost.layer_loads()) if load.streams]
-        self._first = frozenset(streamed[: plan.ring_layers])
         self._division = ExpectedDivision(self._cost)
         self._divided = False
-        self._carried: float | None = None  # seconds that the step before has left for its last loads
+        loads = self._cost.layer_loads()
+        streamed = [layer for layer, load in enumerate(loads) if load.streams]
+        on_disk = [layer for layer, load in enumerate(loads) if load.from_disk]
+        # The tasks that the step before has begun.
+        self._begun = {(Stage.LOAD, layer) for layer in Turns(streamed, plan.ring_layers, streamed).firsts}
+        reads = Turns(plan.disk_layers, plan.disk_ring_layers, on_disk)
+        self._begun |= {(Stage.READ, layer) for layer in reads.firsts}
+        self._carried: float | None = None  # seconds that it has left for them
 
     @property
     def overlaps(self) -> bool:
         """Whether tasks of a step run side by side."""
-        return self._has_device
+        return self._overlaps
 
     def times(self, parts: Sequence[StepShape]) -> tuple[StepTimes, dict[Stage, float]]:
         """The times of a step that follows the one asked for before, and its tasks' seconds alone by stage."""
         needs: dict[tuple[Stage, int, int, int], Need] = {}
         stages = dict.fromkeys(Stage, 0.0)
         carried = before = self._carried
+        carrier = Resource.TO_DEVICE
 
         def need(task: Task) -> Need:
-            nonlocal carried
-            if carried is not None and task.stage is Stage.LOAD and task.layer in self._first and not task.carried:
-                known, carried = (carried, 0.0), 0.0  # it was begun in the step before
+            nonlocal carried, carrier
+            if carried is not None and (task.stage, task.layer) in self._begun and not task.carried:
+                carrier = task.stage.resource if carried else carrier
+                known, carried = (carried, 0.0), 0.0
             else:
                 known = self._need(needs, task, parts)
             stages[task.stage] += known[0]
@@ -127,9 +136,9 @@ class StepClock:
 
         times = self._machine.run(self._tasks(parts), need)
         if before:  # the step before has counted it
-            busy = {**times.busy_seconds, Resource.TO_DEVICE: times.busy_seconds[Resource.TO_DEVICE] - before}
+            busy = {**times.busy_seconds, carrier: times.busy_seconds[carrier] - before}
             times = replace(times, busy_seconds=busy)
-        self._carried = times.carried_seconds if self._has_device else None
+        self._carried = times.carried_seconds if self._overlaps else None
         return times, stages
 
     def _need(self, needs: dict[tuple[Stage, int, int, int], Need], task: Task, parts: Sequence[StepShape]) -> Need:
@@ -150,10 +159,10 @@ class StepClock:
     def _step_loads(self, parts: Sequence[StepShape]) -> tuple[LayerLoad, ...]:
         """How each layer's weights come."""
         shape = sum(parts, StepShape())
-        if not (self._plan.experts_on_host and self._has_device) or shape.tokens > MOST_ROWS:
-            loads = self._cost.layer_loads(shape.tokens)
-        else:
-            loads = self._division.loads(shape)
+        loads = self._cost.layer_loads(shape.tokens)
+        if self._plan.experts_on_host and self._has_device and shape.tokens <= MOST_ROWS:
+            divided = self._division.loads(shape)
+            loads = tuple(own if own.from_disk else other for own, other in zip(loads, divided, strict=True))
         self._divided = any(load.experts is Experts.DIVIDED for load in loads)
         return loads
 

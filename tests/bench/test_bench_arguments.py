@@ -84,8 +84,8 @@ def test_every_option_is_read() -> None:
         "--model m --tokenizer t --revision r --load-format dummy --dtype float32 --device cpu "
         "--quantization int8 --dataset-path d --output-len 3 --num-prompts 4 --num-warmups 2 --no-oversample --n 5 "
         "--temperature 0.5 --seed 6 --disable-detokenize --max-num-seqs 7 --max-num-batched-tokens 8 --max-model-len 9 "
-        "--kv-cache-memory-bytes 1KiB --cpu-memory-bytes 2KiB --no-enable-prefix-caching "
-        "--num-threads 1 --output-json o"
+        "--kv-cache-memory-bytes 1KiB --cpu-memory-bytes 2KiB --cpu-weights-memory-bytes 1500 "
+        "--no-enable-prefix-caching --num-threads 1 --output-json o"
     )
     options = parse_arguments(command.split())
     assert options.dataset_path == Path("d") and options.output_json == Path("o")
@@ -95,4 +95,5 @@ def test_every_option_is_read() -> None:
     assert (options.n, options.temperature, options.seed, options.detokenize) == (5, 0.5, 6, False)
     assert (options.max_num_seqs, options.max_num_batched_tokens, options.max_model_len) == (7, 8, 9)
     assert (options.kv_cache_memory_bytes, options.cpu_memory_bytes, options.num_threads) == (1024, 2048, 1)
+    assert options.cpu_weights_memory_bytes == 1500
     assert options.enable_prefix_caching is False

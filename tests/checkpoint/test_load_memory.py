@@ -60,6 +60,53 @@ print(store.nbytes, int(status["VmHWM"].split()[0]) * 1024)
 """
 
 
+STREAM = """
+import sys
+from pathlib import Path
+from test_load_memory import large_architecture
+from moelens.checkpoint.load import load_weights
+from moelens.ops.reference import ReferenceOps
+
+layers = int(sys.argv[2])
+store = load_weights(
+    Path(sys.argv[1]), large_architecture(layers), ReferenceOps(), threads=2, disk_layers=tuple(range(layers))
+)
+peak = 0
+for _ in range(2):
+    for layer in range(layers):
+        assert store.read(layer) > 0
+        with store.using(layer):
+            assert store.layer(layer).experts["experts"].down.any()
+        status = dict(line.split(":", 1) for line in open("/proc/self/status"))
+        peak = max(peak, int(status["RssAnon"].split()[0]) * 1024)
+print(store.nbytes, peak)
+"""
+
+
+@pytest.mark.skipif("RssAnon" not in Path("/proc/self/status").read_text(), reason="told by newer kernels only")
+def test_what_is_read_from_disk_takes_two_layers_of_memory(tmp_path):
+    """A model of 500 MB in 100: passes over all of it take no more."""
+    layers = 10
+    save_large(tmp_path / "model.safetensors", large_architecture(layers), "BF16")
+    done = run_alone(STREAM, tmp_path, layers)
+    (tmp_path / "model.safetensors").unlink()
+    assert done.returncode == 0, done.stderr
+    nbytes, peak_bytes = map(int, done.stdout.split())
+    assert 2 * LAYER_BYTES <= nbytes < 2 * LAYER_BYTES + 1_000_000
+    assert peak_bytes <= 1.10 * nbytes + 200e6 < 0.7 * layers * LAYER_BYTES
+
+
+def run_alone(code, folder, layers):
+    return subprocess.run(
+        [sys.executable, "-c", code, str(folder), str(layers)],
+        cwd=Path(__file__).parent,
+        env=os.environ | {"PYTHONPATH": os.pathsep.join([str(Path(__file__).parent), *sys.path])},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+
+
 @pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="the peak is read from /proc")
 @pytest.mark.parametrize(
     ("layers", "dtype"),
@@ -69,14 +116,7 @@ print(store.nbytes, int(status["VmHWM"].split()[0]) * 1024)
 def test_peak_memory(tmp_path, layers, dtype):
     architecture = large_architecture(layers)
     save_large(tmp_path / "model.safetensors", architecture, dtype)
-    done = subprocess.run(
-        [sys.executable, "-c", LOAD, str(tmp_path), str(layers)],
-        cwd=Path(__file__).parent,
-        env=os.environ | {"PYTHONPATH": os.pathsep.join([str(Path(__file__).parent), *sys.path])},
-        capture_output=True,
-        text=True,
-        check=False,
-    )
+    done = run_alone(LOAD, tmp_path, layers)
     (tmp_path / "model.safetensors").unlink()  # pytest keeps the folder for a while
     assert done.returncode == 0, done.stderr
     nbytes, peak_bytes = map(int, done.stdout.split())

@@ -32,6 +32,7 @@ SHAPE = StepShape(decode_tokens=3, decode_context=30, prefill_tokens=5, prefill_
         (Stage.AFTER_ATTENTION, 1, 2 * 4 * 16 * 16 + 6 * 4 * 16 * 24, (16 * 16 + 3 * 16 * 24) * 2),
         (Stage.LOGITS, 0, 2 * 4 * 100 * 16, 100 * 16 * 2),
         (Stage.LOAD, 1, 0, (16 * 32 + 16 * 16 + 3 * 16 * 24) * 2),
+        (Stage.READ, 1, 0, 3 * 16 * 24 * 2),
         (Stage.STORE_KV, 0, 0, 0),
     ],
 )
@@ -66,7 +67,7 @@ def test_what_crosses_the_link_is_k_and_v_of_all_rows_and_q_of_decodes() -> None
 
 
 def test_no_rows_no_work() -> None:
-    for stage in set(Stage) - {Stage.LOAD}:
+    for stage in set(Stage) - {Stage.LOAD, Stage.READ}:
         assert stage_work(stage, CONFIG, 0, StepShape()).bytes == 0
 
 

@@ -10,10 +10,10 @@ from tiny_config import CONFIG
 from moelens.checkpoint.random import random_weights
 from moelens.engine import Engine
 from moelens.machine.cpu import CpuMachine
-from moelens.memory.weights import store_bytes
 from moelens.models.architecture import Architecture
 from moelens.models.config import Quantization
 from moelens.models.registry import build
+from moelens.offload import slab_bytes
 from moelens.ops.interface import Ops
 from moelens.ops.native import NativeOps
 from moelens.ops.reference import ReferenceOps
@@ -69,3 +69,8 @@ def test_logprobs_are_near_those_of_the_model_as_it_is() -> None:
     assert not torch.equal(found, expected)
     assert (found - expected).abs().max() < 0.01 * expected.abs().max()
     assert torch.allclose(found, logprobs(quantized(), ReferenceOps()), atol=1e-3)
+
+
+def store_bytes(architecture, ops):
+    layers, resident = slab_bytes(architecture, ops)
+    return resident + sum(layer.front + layer.block for layer in layers)

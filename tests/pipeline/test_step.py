@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -25,8 +27,8 @@ loads_of = st.lists(st.builds(LayerLoad, st.booleans(), st.sampled_from(Experts)
 STREAMED = LayerLoad(front=True, experts=Experts.WHOLE)
 
 
-def make_plan(ring_layers: int = 2, load_chunks: int = 1) -> Plan:
-    return Plan(step_tokens=64, max_requests=8, kv_blocks=8, ring_layers=ring_layers, load_chunks=load_chunks)
+def make_plan(ring_layers: int = 2, load_chunks: int = 1, **fields) -> Plan:
+    return Plan(step_tokens=64, max_requests=8, kv_blocks=8, ring_layers=ring_layers, load_chunks=load_chunks, **fields)
 
 
 def closure(tasks: list[Task]) -> list[set[int]]:
@@ -137,6 +139,62 @@ def test_the_next_steps_first_layers_follow(parts, loads, ring, chunks) -> None:
     wanted = [(layer, 0) for layer in replaced if loads[layer].front]
     wanted += [(layer, c) for layer in replaced if loads[layer].experts is Experts.WHOLE for c in range(1, chunks + 1)]
     assert sorted((tasks[i].layer, tasks[i].chunk) for i in carried) == sorted(wanted)
+
+
+@st.composite
+def disk_plans(draw) -> tuple[list[LayerLoad], Plan]:
+    """Loads of which some come from disk, and a plan in which a few layers more lie there (they stay on the device)."""
+    loads = draw(loads_of)
+    held = draw(st.lists(st.booleans(), min_size=len(loads), max_size=len(loads)))
+    used = draw(st.lists(st.booleans(), min_size=len(loads), max_size=len(loads)))
+    loads = [replace(load, from_disk=on and use) for load, on, use in zip(loads, held, used, strict=True)]
+    layers = tuple(layer for layer, on in enumerate(held) if on)
+    ring, chunks, slots = draw(st.integers(2, 4)), draw(st.integers(1, 3)), draw(st.integers(2, 4))
+    return loads, make_plan(ring, chunks, disk_layers=layers, disk_ring_layers=slots)
+
+
+@given(parts_of, disk_plans())
+def test_what_lies_on_disk_is_read_to_a_slot_that_is_free_before_it_is_used(parts, drawn) -> None:
+    loads, plan = drawn
+    tasks = step_tasks(parts, loads, plan)
+    before, where = closure(tasks), find(tasks)
+    ends = {Stage.AFTER_ATTENTION, Stage.EXPERTS}
+    leaves = {(t.layer, t.part): t.id for t in tasks if t.stage in ends}
+    for layer, load in enumerate(loads):
+        routed = load.experts.wait_for_routes
+        whole = load.from_disk and not routed
+        assert ((Stage.READ, layer, 0, 0) in where) == whole
+        for part in range(len(parts)):
+            assert ((Stage.READ_EXPERTS, layer, part, 0) in where) == (load.from_disk and routed)
+            if whole:
+                assert where[Stage.READ, layer, 0, 0] in before[leaves[layer, part]]
+            if load.from_disk and routed:
+                read = where[Stage.READ_EXPERTS, layer, part, 0]
+                assert where[Stage.OFFLOAD_ROUTES, layer, part, 0] in before[read]
+                assert read in before[where[Stage.LOAD_EXPERTS, layer, part, 0]]
+    for task in tasks:
+        if task.stage is Stage.LOAD and loads[task.layer].from_disk and task.chunk:
+            reads = [t for t in tasks if t.stage is Stage.READ and t.layer == task.layer and t.id in before[task.id]]
+            assert reads, "experts are loaded that were not read"
+        if task.stage in (Stage.READ, Stage.READ_EXPERTS):
+            slot = plan.disk_layers.index(task.layer) % plan.disk_ring_layers
+            sharing = [x for x in plan.disk_layers[slot :: plan.disk_ring_layers] if loads[x].from_disk]
+            gone = [x for x in sharing if x != task.layer and (task.carried or x < task.layer)]
+            assert all(leaves[x, part] in before[task.id] for x in gone for part in range(len(parts)))
+
+
+@given(parts_of, disk_plans())
+def test_loads_for_the_next_step_come_only_after_their_read(parts, drawn) -> None:
+    """Or where the layer never leaves its slot: then this step's read is enough."""
+    loads, plan = drawn
+    tasks = step_tasks(parts, loads, plan)
+    before = closure(tasks)
+    for task in tasks:
+        if task.carried and task.stage is Stage.LOAD and task.chunk and loads[task.layer].from_disk:
+            slot = plan.disk_layers.index(task.layer) % plan.disk_ring_layers
+            sharing = [x for x in plan.disk_layers[slot :: plan.disk_ring_layers] if loads[x].from_disk]
+            reads = [t for t in tasks if t.stage is Stage.READ and t.layer == task.layer and t.id in before[task.id]]
+            assert any(read.carried for read in reads) == (len(sharing) > 1)
 
 
 def test_parts_take_turns_and_enter_the_next_layer_at_once() -> None:

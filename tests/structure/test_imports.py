@@ -59,7 +59,7 @@ ALLOWED: dict[str, set[str]] = {
     "pipeline": RECORDS | {"cost", "ops.interface", "models.architecture", "memory", "machine", "schedule.batch"},
     # which configuration
     "planning": RECORDS | {"cost", "schedule", "pipeline", "machine.simulated"},
-    "planning.reading": {"memory"},
+    "planning.reading": {"memory", "errors"},
     "planning.curves": RECORDS | {"cost", "models.architecture", "planning"},
     "planning.probe": RECORDS
     | {"cost", "ops", "ops.interface", "models", "models.architecture", "memory", "machine", "checkpoint"}
@@ -78,7 +78,7 @@ ALLOWED: dict[str, set[str]] = {
     },
     "planning.advice": RECORDS
     | {"cost", "ops", "models", "models.architecture", "memory", "checkpoint", "planning", "planning.measured"}
-    | {"offload"},
+    | {"offload", "planning.reading"},
     "machine.simulated": RECORDS,
     # all of it together
     "engine": RECORDS
