@@ -45,10 +45,10 @@ def expected(engine: FakeEngine) -> list[float]:
 
 def test_a_lanes_utilisation_is_its_share_of_the_steps() -> None:
     engine = FakeEngine(None)
-    assert utilisation(engine) == {"device": 0.0, "host": 0.0, "to_device": 0.0, "to_host": 0.0}
+    assert utilisation(engine) == {"device": 0.0, "host": 0.0, "to_device": 0.0, "to_host": 0.0, "disk": 0.0}
     engine.totals.prefill_seconds, engine.totals.decode_seconds = 3.0, 5.0
     engine.totals.stage_seconds = {"attend decodes": 1.5, "store kv": 0.5, "after attention": 6.0, "load": 4.0}
-    assert utilisation(engine) == {"device": 0.75, "host": 0.25, "to_device": 0.5, "to_host": 0.0}
+    assert utilisation(engine) == {"device": 0.75, "host": 0.25, "to_device": 0.5, "to_host": 0.0, "disk": 0.0}
 
 
 def utilisation(engine: FakeEngine) -> dict[str, float]:

@@ -43,6 +43,9 @@ class _Step:
         self._front: dict[int, tuple[int, ...]] = {}  # by layer, the loads that BEFORE_ATTENTION comes after
         self._experts: dict[int, tuple[int, ...]] = {}  # and those that the experts come after
         self._read: dict[int, tuple[int, ...]] = {}  # and those that bring them from a file, for this step or the next
+        self._unread: dict[
+            int, tuple[int, ...]
+        ] = {}  # layers that can't be loaded before they are read: loads' `after`
         self._left: dict[int, tuple[int, ...]] = {}  # the tasks that were the last to use a layer's weights
         self._waiting: list[tuple[int, int, tuple[int, ...]]] = []  # chunks to be loaded: layer, chunk, after
         self._overdue = 0  # of those, how many belong to slots that were left more than a layer ago
@@ -104,6 +107,8 @@ class _Step:
         """Have all of a layer's experts read from a file, when the slot is free."""
         if self._loads[layer].is_read_whole:
             self._read[layer] = (self._add(Stage.READ, layer, 0, free),)
+            if layer in self._unread:
+                self._queue(layer, self._unread.pop(layer))
 
     def _waits_for_a_slot(self, layer: int) -> bool:
         """Whether a layer, wanted for the next step, can't be read yet: its slot is still to be used by others."""
@@ -112,7 +117,11 @@ class _Step:
         return not self._disk_turns.is_over(layer, self._left)
 
     def _queue(self, layer: int, free: tuple[int, ...]) -> None:
+        """Queue the chunks of a layer for a slot of the device; later, if a slot of the host is not free for it yet."""
         load = self._loads[layer]
+        if load.is_read_whole and layer not in self._read:
+            self._unread[layer] = free
+            return
         first = 0 if load.front else 1
         last = self._plan.load_chunks if load.experts is Experts.WHOLE else 0
         self._waiting += [(layer, chunk, free) for chunk in range(first, last + 1)]
