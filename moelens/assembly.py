@@ -19,7 +19,7 @@ from moelens.choosing import LimitChooser
 from moelens.devices import parse_device
 from moelens.engine import Engine
 from moelens.errors import CapacityError, ConfigError
-from moelens.forecasting import expect_steps
+from moelens.forecasting import expect_steps, measured_cost
 from moelens.memory.activations import ActivationPool
 from moelens.memory.available import available_bytes
 from moelens.memory.kv_cache import kv_block_bytes
@@ -64,10 +64,11 @@ def build_engine(
     plan, placement = plan_device(device, plan, architecture, ops, given=options.plan is not None, budget=budget)
     weights = _weights(options, folder, architecture, ops, plan, show_progress)
     stopping = Stopping(tokenizer, _eos_token_ids(architecture, folder, tokenizer), max_model_len)
-    pricing = price_steps(device, architecture.config, plan, placement)
+    cost = measured_cost(architecture.config, plan, device, placement)
+    pricing = price_steps(device, architecture.config, plan, placement, cost)
     side = open_device(device, architecture, weights, ops, plan, placement, pricing)
     engine = Engine(architecture, weights, ops, side.machine, plan, stopping, side.memory, pricing)
-    expect_steps(engine, device, placement)
+    expect_steps(engine, cost)
     left = memory_bytes - sizes.host_bytes(plan.disk_layers)
     room = Room(options.fixed_limits(), left, sizes.block_bytes, has_device=engine.has_device)
     engine.chooser = LimitChooser(engine, room, pricing)

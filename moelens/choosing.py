@@ -35,7 +35,8 @@ class LimitChooser:
         """Give the engine the plan that is expected to end `workload` first."""
         engine = self._engine
         if self._pricing is not None:
-            cost, measured = self._pricing.cost, self._pricing.observed_steps >= STEPS
+            measured = engine.cost is not None or self._pricing.observed_steps >= STEPS
+            cost = self._pricing.cost
         else:
             guessed = unmeasured(self._base.threads, has_device=engine.has_device)
             cost, measured = engine.cost or CostModel(engine.config, guessed), engine.cost is not None

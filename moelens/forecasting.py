@@ -10,9 +10,11 @@ from typing import TYPE_CHECKING
 from moelens.cost.seconds import CostModel
 from moelens.cost.workload import Workload
 from moelens.devices import Device
-from moelens.plan import Placement
+from moelens.models.config import ModelConfig
+from moelens.plan import Placement, Plan
 
 if TYPE_CHECKING:
+    from moelens.cost.hardware import HardwareSpec
     from moelens.engine import Engine
     from moelens.planning.forecast import Forecast
 
@@ -35,16 +37,28 @@ def forecasting(engine: Engine, workload: Workload | None, *, wanted: bool) -> I
         engine.on_step = None
 
 
-def expect_steps(engine: Engine, device: Device, placement: Placement | None) -> None:
-    """Have the engine count what its steps are expected to take, if this machine was measured before."""
+def measured_cost(config: ModelConfig, plan: Plan, device: Device, placement: Placement | None) -> CostModel | None:
+    """What steps of `plan` cost on this machine and `device`; None if they were not measured before."""
     from moelens.ops.native import choose_isa
     from moelens.planning.measured import known_hardware
+
+    hardware = known_hardware(config, plan.threads, choose_isa(None), device)
+    return None if hardware is None else _cost_model(config, plan, hardware, placement)
+
+
+def _cost_model(
+    config: ModelConfig, plan: Plan, hardware: HardwareSpec, placement: Placement | None = None
+) -> CostModel:
+    return CostModel(config, hardware, load_chunks=plan.load_chunks, placement=placement, disk_layers=plan.disk_layers)
+
+
+def expect_steps(engine: Engine, cost: CostModel | None) -> None:
+    """Have the engine count what its steps are expected to take, if what they cost was measured."""
     from moelens.planning.simulate import StepClock
 
-    hardware = known_hardware(engine.config, engine.plan.threads, choose_isa(None), device)
-    if hardware is not None:
-        hardware = replace(hardware, disk_bytes_per_second=engine.disk_bytes_per_second)
-        engine.cost = CostModel(engine.config, hardware, load_chunks=engine.plan.load_chunks, placement=placement)
+    if cost is not None:
+        hardware = replace(cost.hardware, disk_bytes_per_second=engine.disk_bytes_per_second)
+        engine.cost = replace(cost, hardware=hardware)
         engine.expect_step = StepClock(engine.cost, engine.plan).expect
 
 
@@ -55,5 +69,5 @@ def make_forecast(engine: Engine, workload: Workload) -> Forecast:
     cost = engine.cost
     if cost is None:
         hardware = unmeasured(engine.plan.threads, has_device=engine.has_device)
-        cost = CostModel(engine.config, hardware, load_chunks=engine.plan.load_chunks)
+        cost = _cost_model(engine.config, engine.plan, hardware)
     return Forecast(cost, engine.plan, workload, is_measured=engine.cost is not None)

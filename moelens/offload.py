@@ -115,10 +115,20 @@ def open_device(
     return Side(CpuMachine(), SharedMemory(weights, ops, config))
 
 
-def price_steps(device: Device, config: ModelConfig, plan: Plan, placement: Placement | None) -> StepPricing | None:
-    """What steps take: first by guesses and the device's declared link, soon by what they are measured to take."""
+def price_steps(
+    device: Device,
+    config: ModelConfig,
+    plan: Plan,
+    placement: Placement | None,
+    measured: CostModel | None = None,
+) -> StepPricing | None:
+    """What steps take: first as the machine was `measured`, or by guesses and the device's declared link; soon by what
+    they are measured to take.
+    """
     if placement is None:
         return None
+    if measured is not None:
+        return StepPricing(measured)
     link = device.link_bytes_per_second if isinstance(device, EmulatedDevice) else None
     hardware = unmeasured(plan.threads, has_device=True, link_bytes_per_second=link)
     return StepPricing(CostModel(config, hardware, load_chunks=plan.load_chunks, placement=placement))

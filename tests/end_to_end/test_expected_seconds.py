@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from array import array
 from pathlib import Path
+from typing import Any
 
 import pytest
 from tiny_config import CONFIG
@@ -13,7 +14,9 @@ from moelens import LLM, SamplingParams
 from moelens.cost.workload import Workload
 from moelens.devices import parse_device
 from moelens.forecasting import forecasting
+from moelens.offload import price_steps
 from moelens.planning.forecast import unmeasured
+from moelens.planning.pricing import StepPricing
 from moelens.planning.simulate import StepClock
 from moelens.request import Request
 
@@ -55,3 +58,19 @@ def test_a_device_is_foretold_by_its_own_measurement(tmp_path: Path, monkeypatch
     text = "emulated:link=1GB/s,memory=40MB"
     LLM(tmp_path, load_format="dummy", skip_tokenizer_init=True, num_threads=1, use_tqdm_on_load=False, device=text)
     assert asked[0] == parse_device(text)
+
+
+def test_a_device_prices_its_first_steps_as_it_was_measured(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "config.json").write_text(json.dumps(CONFIG))
+    measured = unmeasured(1, has_device=True, link_bytes_per_second=123e6)
+    priced: list[StepPricing | None] = []
+
+    def price(*of: Any) -> StepPricing | None:
+        priced.append(price_steps(*of))
+        return priced[-1]
+
+    monkeypatch.setattr("moelens.planning.measured.known_hardware", lambda *_: measured)
+    monkeypatch.setattr("moelens.assembly.price_steps", price)
+    text = "emulated:link=1GB/s,memory=40MB"
+    LLM(tmp_path, load_format="dummy", skip_tokenizer_init=True, num_threads=1, use_tqdm_on_load=False, device=text)
+    assert priced[0] is not None and priced[0].cost.hardware is measured
