@@ -8,8 +8,12 @@ import pytest
 import torch
 from target import Target, relative_error
 
+from moelens.cost.footprint import activation_bytes
+from moelens.models.config import MoEFFN
+from moelens.models.registry import build
 from moelens.ops.cuda import ExpertProduct, choose_expert_product
 from moelens.ops.interface import Activation, ExpertMatrices, Matrix
+from moelens.planning.catalogue import model_names, named_config
 
 F32, BF16 = torch.float32, torch.bfloat16
 TOLERANCE = {F32: 1e-5, BF16: 4e-3}
@@ -180,6 +184,20 @@ def test_terms_that_exceed_the_workspace_are_taken_by_columns(target: Target) ->
     assert at_once > 1000 * 2 * 4096 * 4
     assert 150_000 * 128 * 4 < many < 150_000 * 256 * 4
     assert target.experts_workspace_bytes(0, weights, 2) == 0
+
+
+@pytest.mark.parametrize("model", model_names())
+@pytest.mark.parametrize("tokens", [1, 16, 256, 2048, 17_000])
+def test_a_placement_leaves_room_for_the_workspace(target: Target, model: str, tokens: int) -> None:
+    """What it charges for activations holds the residual stream and the workspace of any layer's experts."""
+    settings = named_config(model)
+    assert settings is not None
+    config = build(settings, torch.bfloat16).config
+    for ffn in {layer.ffn for layer in config.layers}:
+        if isinstance(ffn, MoEFFN):
+            weights = ExpertMatrices(torch.empty(0), torch.empty(0), ffn.experts, ffn.width, config.hidden)
+            needed = target.experts_workspace_bytes(tokens, weights, ffn.active)
+            assert needed + 2 * 4 * tokens * config.hidden <= activation_bytes(config, tokens)
 
 
 def test_experts_of_no_tokens_are_empty(target: Target) -> None:
