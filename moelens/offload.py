@@ -15,6 +15,7 @@ from moelens.machine.cuda import CudaMachine, TorchDriver
 from moelens.machine.emulated import EmulatedMachine
 from moelens.machine.machine import Machine
 from moelens.machine.numa import near_cores
+from moelens.memory.activations import ActivationPool
 from moelens.memory.cuda import CudaStore, gpu_budget
 from moelens.memory.device import DeviceMemory, SharedMemory
 from moelens.memory.layout import SlabLayout
@@ -107,7 +108,9 @@ def open_device(
     if isinstance(device, EmulatedDevice):
         assert placement is not None
         link = device.link_bytes_per_second
-        memory = SeparateMemory(config, weights, NativeOps(device.threads), placement, plan, divide=divide)
+        made = ActivationPool(placement.activation_bytes)
+        device_ops = NativeOps(device.threads, empty=made.empty)
+        memory = SeparateMemory(config, weights, device_ops, placement, plan, divide=divide)
         return Side(EmulatedMachine(link, link), memory)
     if isinstance(device, CudaDevice):
         assert placement is not None

@@ -15,6 +15,7 @@ from collections.abc import Sequence
 
 import torch
 
+from moelens.errors import CapacityError
 from moelens.memory.arena import Arena, align
 
 LEAST_BYTES = 1 << 20  # what is smaller comes from the C library, which keeps it
@@ -25,29 +26,35 @@ class ActivationPool:
     """Tensors whose memory returns to the pool when the last view of them dies, on whatever thread that is.
 
     A tensor gets a block of at most twice its size. Blocks that nobody uses take at most as much memory as those in use
-    did at most.
+    did at most. With `limit_bytes`, the tensors that live at once take no more than that, as on a device with a memory
+    of its own.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, limit_bytes: int | None = None) -> None:
+        self._limit_bytes = limit_bytes
         self._free: list[Arena] = []  # by size
-        self._returned: deque[Arena] = deque()  # by finalisers, which may run anywhere
+        self._returned: deque[tuple[Arena | None, int]] = deque()  # by finalisers, which may run anywhere
         self._lock = threading.Lock()
-        self._used_bytes = 0
+        self._live_bytes = 0  # of tensors
+        self._used_bytes = 0  # of the blocks that they lie in
         self._most_used_bytes = 0
 
     def empty(self, shape: Sequence[int], dtype: torch.dtype) -> torch.Tensor:
-        """An uninitialised tensor."""
+        """An uninitialised tensor; raises CapacityError where it would exceed the limit."""
         count = math.prod(shape)
         nbytes = count * dtype.itemsize
-        if nbytes < LEAST_BYTES:
+        small = nbytes < LEAST_BYTES
+        if count == 0 or (small and self._limit_bytes is None):
             return torch.empty(tuple(shape), dtype=dtype)
         with self._lock:
             self._collect()
-            block = self._take(align(nbytes, PAGE_BYTES))
-            self._used_bytes += block.nbytes
+            self._check_limit(nbytes)
+            block = None if small else self._take(align(nbytes, PAGE_BYTES))
+            self._live_bytes += nbytes
+            self._used_bytes += 0 if block is None else block.nbytes
             self._most_used_bytes = max(self._most_used_bytes, self._used_bytes)
-        lease = block.lease()
-        weakref.finalize(lease, self._returned.append, block).atexit = False
+        lease = memoryview(bytearray(nbytes)) if block is None else block.lease()
+        weakref.finalize(lease, self._returned.append, (block, nbytes)).atexit = False
         return torch.frombuffer(lease, dtype=dtype, count=count).view(tuple(shape))
 
     @property
@@ -57,11 +64,20 @@ class ActivationPool:
             self._collect()
             return self._sum_free()
 
+    def _check_limit(self, nbytes: int) -> None:
+        if self._limit_bytes is not None and self._live_bytes + nbytes > self._limit_bytes:
+            raise CapacityError(
+                f"The device has {self._limit_bytes} bytes for what is computed on it, but {nbytes} more make it "
+                f"{self._live_bytes + nbytes}. Lower max_num_batched_tokens."
+            )
+
     def _collect(self) -> None:
         while self._returned:
-            block = self._returned.popleft()
-            self._used_bytes -= block.nbytes
-            bisect.insort(self._free, block, key=_size)
+            block, nbytes = self._returned.popleft()
+            self._live_bytes -= nbytes
+            if block is not None:
+                self._used_bytes -= block.nbytes
+                bisect.insort(self._free, block, key=_size)
         while self._sum_free() > self._most_used_bytes:
             self._free.pop(0)
 

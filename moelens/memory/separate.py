@@ -28,7 +28,7 @@ PLACES = 5  # of a part, for what comes to the device: token ids, positions, att
 
 
 class SeparateMemory:
-    """A store of exactly the bytes of `placement` that are not activations; what kernels return is counted, not held.
+    """A store of exactly the bytes of `placement` that are not activations, which `ops` get elsewhere.
 
     `make_store` makes one of so many bytes.
     """

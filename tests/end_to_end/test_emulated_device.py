@@ -11,6 +11,7 @@ from test_batch_independence import REQUESTS, ROOMY, Outcome, alone, make_reques
 
 from moelens.devices import EmulatedDevice
 from moelens.engine import Engine
+from moelens.errors import CapacityError
 from moelens.offload import open_device, plan_device, price_steps
 from moelens.pipeline.task import Resource, Stage
 from moelens.plan import Placement, Plan
@@ -36,13 +37,16 @@ def memory_for(name: str, plan: Plan, holds: str) -> int:
     return placement.device_bytes
 
 
-def make_engine(name: str, plan: Plan, memory_bytes: int, link: float = LINK) -> tuple[Engine, Placement]:
+def make_engine(
+    name: str, plan: Plan, memory_bytes: int, link: float = LINK, **charged: int
+) -> tuple[Engine, Placement]:
     architecture, weights, ops = model(name, 1)
     device = EmulatedDevice(memory_bytes, link)
     plan, placement = plan_device(device, plan, architecture, ops, given=True)
+    assert placement is not None
+    placement = replace(placement, **charged)
     pricing = price_steps(device, architecture.config, plan, placement)
     side = open_device(device, architecture, weights, ops, plan, placement, pricing)
-    assert placement is not None
     engine = Engine(architecture, weights, ops, side.machine, plan, Stopping(None, (), 512), side.memory, pricing)
     return engine, placement
 
@@ -92,6 +96,14 @@ def test_no_placement_changes_a_bit(name: str, holds: str, order: list[int], cou
     outcomes = generate(engine, chosen)
     for index in chosen:
         assert outcomes[index] == alone(name, index), f"request {index} under {plan}"
+
+
+def test_what_is_computed_on_the_device_takes_no_more_than_was_charged_for_it() -> None:
+    memory_bytes = memory_for("mixtral", ROOMY, "all")
+    engine, _ = make_engine("mixtral", ROOMY, memory_bytes, activation_bytes=1000)
+    engine.add(make_request(0))
+    with pytest.raises(CapacityError, match="has 1000 bytes for what is computed on it, but"):
+        list(engine.run())
 
 
 @pytest.mark.parametrize("fields", [{}, {"parts": 2}])

@@ -2,8 +2,10 @@
 
 import gc
 
+import pytest
 import torch
 
+from moelens.errors import CapacityError
 from moelens.memory.activations import LEAST_BYTES, PAGE_BYTES, ActivationPool
 
 
@@ -50,3 +52,19 @@ def test_a_tensor_outlives_its_pool():
     tensor = ActivationPool().empty((2 * LEAST_BYTES,), torch.uint8)
     gc.collect()
     assert int(tensor.fill_(7).sum()) == 14 * LEAST_BYTES
+
+
+def test_tensors_that_live_at_once_stay_within_the_limit():
+    pool = ActivationPool(limit_bytes=3 * LEAST_BYTES)
+    large, small = pool.empty((2 * LEAST_BYTES,), torch.uint8), pool.empty((LEAST_BYTES - 8, 1), torch.uint8)
+    view = large[:1]
+    del large
+    with pytest.raises(
+        CapacityError, match=r"has 3145728 bytes .*, but 9 more make it 3145729\. Lower max_num_batched"
+    ):
+        pool.empty((9,), torch.uint8)
+    assert pool.empty((4,), torch.bfloat16).shape == (4,)
+    del view
+    gc.collect()
+    assert pool.empty((2 * LEAST_BYTES,), torch.uint8).shape == (2 * LEAST_BYTES,)
+    assert small.shape == (LEAST_BYTES - 8, 1)
