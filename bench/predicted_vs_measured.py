@@ -26,7 +26,7 @@ import itertools
 import statistics
 import time
 from collections import deque
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -51,7 +51,7 @@ from moelens.planning.samples import Read, Sample
 from moelens.planning.simulate import Prediction, StepClock, simulate
 from moelens.request import Request
 
-ROUNDS = 8  # of the probe that are remembered
+ROUNDS = 24  # samples of a shape that are remembered
 TURN_SECONDS = 0.25  # of a run between two turns of the probe
 PROBE_SECONDS = 0.08  # of a turn
 NEVER_SAMPLED = 7  # but for once in 32,768 tokens: a request with it may end at any time, as far as anybody knows
@@ -121,6 +121,20 @@ class Turns:
             self.samples.append(self._bench.run(*next(self._few)))
 
 
+class Recent:
+    """The latest samples of each shape: those of many rows are rare, and must not be pushed out by those of few."""
+
+    def __init__(self) -> None:
+        self._of_shape: dict[StepShape, deque[Sample]] = {}
+
+    def extend(self, samples: Iterable[Sample]) -> None:
+        for sample in samples:
+            self._of_shape.setdefault(sample.shape, deque(maxlen=ROUNDS)).append(sample)
+
+    def all(self) -> list[Sample]:
+        return [sample for several in self._of_shape.values() for sample in several]
+
+
 class Stand:
     """A model, and what was sampled of the machine lately."""
 
@@ -134,7 +148,7 @@ class Stand:
         self.bench = ProbeBench(self.architecture, self._ops, self._device if self._streams else None)
         for shape in self.bench.few_rows:  # warms the threads and the allocator up
             self.bench.run(*shape)
-        self.samples: deque[Sample] = deque(maxlen=ROUNDS * len(self.bench.shapes))
+        self.samples = Recent()
         self.samples.extend([*self.bench.round(), *self.bench.round()])
 
     def run(self, job: Job) -> Run:
@@ -174,7 +188,7 @@ class Stand:
         config, plan, placement = self.architecture.config, llm.engine.plan, None
         if self._streams:
             _, placement = plan_device(self._device, plan, self.architecture, self._ops, given=True)
-        hardware = self.bench.spec(list(self.samples), reads)
+        hardware = self.bench.spec(self.samples.all(), reads)
         cost = CostModel(config, hardware, load_chunks=plan.load_chunks, placement=placement)
         workload = Workload.even(job.requests, job.prompt_tokens, job.output_tokens)
         return cost, simulate(cost, plan, workload, ends_known=job.ends_known)
