@@ -28,6 +28,7 @@ import torch
 
 from moelens.checkpoint.random import random_weights
 from moelens.checkpoint.source import read_config
+from moelens.cost.routing import EVEN
 from moelens.cost.workload import StepShape
 from moelens.devices import EmulatedDevice
 from moelens.machine.cpu import InlineLane
@@ -160,7 +161,7 @@ class Stand:
             with torch.inference_mode():
                 timeline = executor.run(tasks, actions)
             actions.release()
-            self.pricing.observe(shapes, timeline.stage_seconds())
+            self.pricing.observe(shapes, timeline.stage_seconds(), EVEN)
             found.append((time.perf_counter() - begin, timeline))
         return found[1:]
 

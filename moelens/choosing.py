@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 from moelens.cost.seconds import CostModel
 from moelens.cost.workload import Workload
+from moelens.forecasting import learn_routing
 from moelens.planning.forecast import STEPS, unmeasured
 from moelens.planning.pricing import StepPricing
 from moelens.planning.tuning import Room, tune
@@ -34,12 +35,14 @@ class LimitChooser:
     def choose(self, workload: Workload) -> None:
         """Give the engine the plan that is expected to end `workload` first."""
         engine = self._engine
+        learn_routing(engine)
         if self._pricing is not None:
             measured = engine.cost is not None or self._pricing.observed_steps >= STEPS
             cost = self._pricing.cost
         else:
             guessed = unmeasured(self._base.threads, has_device=engine.has_device)
-            cost, measured = engine.cost or CostModel(engine.config, guessed), engine.cost is not None
+            measured = engine.cost is not None
+            cost = engine.cost or CostModel(engine.config, guessed, engine.routing)
         touched = engine.scheduler.touched_blocks
         tuning = tune(cost, self._base, self._room, workload, measured=measured, touched_blocks=touched)
         if tuning.plan != engine.plan:

@@ -10,6 +10,7 @@ from typing import Protocol
 
 import torch
 
+from moelens.cost.routing import RoutingLoad
 from moelens.cost.seconds import CostModel
 from moelens.cost.workload import StepShape, Workload
 from moelens.machine.machine import Machine
@@ -21,6 +22,7 @@ from moelens.ops.interface import Ops
 from moelens.ops.sampling import SampledToken, Sampler
 from moelens.pipeline.actions import Actions
 from moelens.pipeline.executor import Executor
+from moelens.pipeline.routes import RouteCounts
 from moelens.pipeline.step import step_tasks
 from moelens.pipeline.task import Stage
 from moelens.pipeline.timeline import ExpectedStep, Timeline
@@ -138,6 +140,7 @@ class Engine:
         self._cache = KVCache(self.config, ops, blocks=plan.kv_blocks, block_tokens=plan.block_tokens)
         self._device = device or SharedMemory(weights, ops, self.config)
         self._executor = Executor(machine)
+        self._routes = RouteCounts(self.config)
         self._sampler = Sampler(
             ops, vocab=self.config.vocab, eos_token_ids=stopping.eos_token_ids, threads=plan.threads
         )
@@ -169,6 +172,11 @@ class Engine:
     def constraint_seconds(self) -> float:
         """Time that grammars have taken so far."""
         return self._sampler.constraint_seconds
+
+    @property
+    def routing(self) -> RoutingLoad:
+        """How rows were shared out among experts so far; evenly, until enough of them were counted."""
+        return self._routes.load()
 
     @property
     def scheduler(self) -> Scheduler:
@@ -210,7 +218,7 @@ class Engine:
             if expected is not None:
                 self.totals.expected_seconds = (self.totals.expected_seconds or 0.0) + expected.seconds
             if self._pricing is not None:
-                self._pricing.observe(parts, timeline.stage_seconds())
+                self._pricing.observe(parts, timeline.stage_seconds(), self.routing)
             if self.on_step is not None:
                 self.on_step(parts, timeline.stage_seconds(), end - begin, finished, expected)
             self.totals.add(report, timeline, scheduled - begin + end - executed)
@@ -224,6 +232,7 @@ class Engine:
             self._pick(logits, rows, picked)
 
         actions = Actions(step.parts, self._architecture, self._device, self._cache, self._ops, use_logits)
+        actions.on_routes = self._routes.count
         shapes = [batch.shape for batch in step.parts]
         tasks = step_tasks(shapes, self._device.begin_step(sum(shapes, StepShape())), self.plan)
         try:

@@ -62,6 +62,12 @@ def expect_steps(engine: Engine, cost: CostModel | None) -> None:
         engine.expect_step = StepClock(engine.cost, engine.plan).expect
 
 
+def learn_routing(engine: Engine) -> None:
+    """Have what is expected of steps go by how rows were shared out among experts so far."""
+    if engine.cost is not None and engine.cost.routing is not engine.routing:
+        expect_steps(engine, replace(engine.cost, routing=engine.routing))
+
+
 def make_forecast(engine: Engine, workload: Workload) -> Forecast:
     """Of the engine's machine as it was measured, or else of one that the first steps make known."""
     from moelens.planning.forecast import Forecast, unmeasured
@@ -69,5 +75,5 @@ def make_forecast(engine: Engine, workload: Workload) -> Forecast:
     cost = engine.cost
     if cost is None:
         hardware = unmeasured(engine.plan.threads, has_device=engine.has_device)
-        cost = _cost_model(engine.config, engine.plan, hardware)
+        cost = replace(_cost_model(engine.config, engine.plan, hardware), routing=engine.routing)
     return Forecast(cost, engine.plan, workload, is_measured=engine.cost is not None)

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 import torch
 
+from moelens.cost.routing import EVEN
 from moelens.engine import EngineTotals
 from moelens.models.config import GQA, DenseFFN, LayerConfig, ModelConfig, Rope
 from moelens.outputs import Logprob
@@ -58,6 +59,7 @@ class FakeEngine:
         self.config = CONFIG
         self.has_device = False
         self.cost = None
+        self.routing = EVEN
         self.disk_bytes_per_second = None
         self.chooser = None
         self.on_step: Callable[..., None] | None = None

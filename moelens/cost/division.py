@@ -52,7 +52,7 @@ class DividedLayer:
     def pays(self, rows: int, busy_seconds: float) -> bool:
         """Whether `rows` rows are expected to wait for less than they would for all experts, hadn't these come ahead.
 
-        `busy_seconds` is what the host does beside. Routing is taken to be even.
+        `busy_seconds` is what the host does beside. Routing is taken to be that of the cost model.
         """
         if rows > MOST_ROWS:
             return False

@@ -10,9 +10,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 
 from moelens.cost.hardware import Curve, HardwareSpec, Processor
+from moelens.cost.routing import EVEN, RoutingLoad
 from moelens.cost.work import (
-    EVEN,
-    RoutingLoad,
     Work,
     brings_routed,
     expert_weight_bytes,

@@ -6,9 +6,9 @@ them, inputs once as read, outputs once as written; what a kernel reads twice is
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 
+from moelens.cost.routing import EVEN, RoutingLoad
 from moelens.cost.workload import StepShape
 from moelens.models.config import DenseFFN, LayerConfig, ModelConfig, MoEFFN, Quantization
 from moelens.pipeline.task import Stage
@@ -45,33 +45,6 @@ class Work:
         """Floating-point operations per byte."""
         return self.flops / self.bytes if self.bytes else 0.0
 
-
-@dataclass(frozen=True)
-class RoutingLoad:
-    """How often a token chooses each expert: `shares` sum to 1, all layers alike; empty means evenly.
-
-    Tokens are taken as independent of each other.
-    """
-
-    shares: Sequence[float] = ()
-
-    def touched(self, ffn: MoEFFN, tokens: int) -> float:
-        """Expected number of experts that at least one of `tokens` tokens chooses.
-
-        Evenly E·(1 - (1 - A/E)^T); with shares s_e, an expert is chosen by a token with probability min(1, A·s_e).
-        """
-        if not self.shares:
-            return ffn.experts * (1.0 - (1.0 - ffn.active / ffn.experts) ** tokens)
-        assert len(self.shares) == ffn.experts
-        return sum(1.0 - (1.0 - min(1.0, ffn.active * share)) ** tokens for share in self.shares)
-
-    @property
-    def imbalance(self) -> float:
-        """The busiest expert's load over the mean one's."""
-        return max(self.shares) * len(self.shares) if self.shares else 1.0
-
-
-EVEN = RoutingLoad()
 
 # Where fewer of a layer's experts are chosen than this share, waiting for them costs less than bringing all ahead of
 # time: their products, bound by reading them from the device's own faster memory, take less than the other half.

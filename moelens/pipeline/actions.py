@@ -100,7 +100,7 @@ class Actions:
         self._cache = cache
         self._ops = ops
         self._use_logits = use_logits
-        self.on_routes: OnRoutes | None = None  # for who wants to count how rows are shared out among experts
+        self.on_routes: OnRoutes | None = None  # for who counts how rows are shared out among experts
         self._acts: dict[Stage, Callable[[Task, PartState], int | None]] = {
             Stage.INPUT: self._input,
             Stage.BEFORE_ATTENTION: self._before_attention,

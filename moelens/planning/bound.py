@@ -9,7 +9,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from moelens.cost.hardware import HardwareSpec
-from moelens.cost.work import EVEN, RoutingLoad, Work, layer_weight_bytes, stage_work
+from moelens.cost.routing import EVEN, RoutingLoad
+from moelens.cost.work import Work, layer_weight_bytes, stage_work
 from moelens.cost.workload import StepShape
 from moelens.models.config import ModelConfig, MoEFFN
 from moelens.pipeline.task import Stage

@@ -8,8 +8,9 @@ import statistics
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 
 from moelens.cost.hardware import Curve, HardwareSpec, Processor
+from moelens.cost.routing import EVEN
 from moelens.cost.seconds import DECODES_CALL, PREFILLS_CALL, ROW_WISE, STORE_DECODES, STORE_PREFILLS
-from moelens.cost.work import EVEN, Work, expert_weight_bytes, stage_work
+from moelens.cost.work import Work, expert_weight_bytes, stage_work
 from moelens.models.architecture import Architecture
 from moelens.models.config import ModelConfig, MoEFFN
 from moelens.pipeline.task import Stage

@@ -10,6 +10,7 @@ import torch
 
 from moelens.cost.division import DividedLayer
 from moelens.cost.lanes import LaneCosts, first_of_kind
+from moelens.cost.routing import RoutingLoad
 from moelens.cost.seconds import CostModel
 from moelens.cost.workload import RowSeconds, StepShape
 from moelens.pipeline.task import Stage
@@ -78,7 +79,7 @@ class StepPricing:
     def free_prompt_rows(self, decodes: StepShape, most: int) -> int:
         return self._lanes.free_prompt_rows(decodes, most)
 
-    def observe(self, parts: Sequence[StepShape], stage_seconds: Mapping[Stage, float]) -> None:
+    def observe(self, parts: Sequence[StepShape], stage_seconds: Mapping[Stage, float], routing: RoutingLoad) -> None:
         expected = dict.fromkeys(Stage, 0.0)
         for part in parts:
             for stage, seconds in self._expected.stage_seconds(part).items():
@@ -92,5 +93,6 @@ class StepPricing:
             expected[Stage.LOAD] = self._expected.load_seconds
         self._drift.observe(expected, stage_seconds)
         self.observed_steps += 1
-        scales = self._drift.scales
-        self._lanes = LaneCosts(replace(self._expected.cost, scales=scales), self._expected.kinds)
+        if routing is not self._expected.cost.routing:
+            self._expected = replace(self._expected, cost=replace(self._expected.cost, routing=routing))
+        self._lanes = replace(self._expected, cost=replace(self._expected.cost, scales=self._drift.scales))

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Protocol
 
+from moelens.cost.routing import RoutingLoad
 from moelens.cost.workload import RowSeconds, StepShape
 from moelens.pipeline.task import Stage
 from moelens.plan import Plan
@@ -23,8 +24,8 @@ class Pricing(Protocol):
     def free_prompt_rows(self, decodes: StepShape, most: int) -> int:
         """How many rows of prompts, `most` at the most, a step of `decodes` has time for while its weights come."""
 
-    def observe(self, parts: Sequence[StepShape], stage_seconds: Mapping[Stage, float]) -> None:
-        """Take in what the stages of a step of these parts took."""
+    def observe(self, parts: Sequence[StepShape], stage_seconds: Mapping[Stage, float], routing: RoutingLoad) -> None:
+        """Take in what the stages of a step of these parts took, and how rows were shared out among experts so far."""
 
 
 class NoPrices:
@@ -41,7 +42,7 @@ class NoPrices:
     def free_prompt_rows(self, decodes: StepShape, most: int) -> int:
         return most
 
-    def observe(self, parts: Sequence[StepShape], stage_seconds: Mapping[Stage, float]) -> None:
+    def observe(self, parts: Sequence[StepShape], stage_seconds: Mapping[Stage, float], routing: RoutingLoad) -> None:
         return None
 
 

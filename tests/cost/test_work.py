@@ -7,7 +7,7 @@ import math
 import pytest
 import torch
 
-from moelens.cost.work import EVEN, RoutingLoad, Work, layer_weight_bytes, model_weight_bytes, stage_work
+from moelens.cost.work import Work, layer_weight_bytes, model_weight_bytes, stage_work
 from moelens.cost.workload import StepShape
 from moelens.memory.layout import SlabLayout
 from moelens.models.config import GQA, DenseFFN, LayerConfig, ModelConfig, MoEFFN, Quantization, Rope
@@ -69,24 +69,6 @@ def test_what_crosses_the_link_is_k_and_v_of_all_rows_and_q_of_decodes() -> None
 def test_no_rows_no_work() -> None:
     for stage in set(Stage) - {Stage.LOAD, Stage.READ}:
         assert stage_work(stage, CONFIG, 0, StepShape()).bytes == 0
-
-
-def test_touched_experts_match_drawing_them() -> None:
-    generator = torch.Generator().manual_seed(0)
-    shares = torch.tensor([0.3, 0.2, 0.1, 0.1, 0.1, 0.1, 0.06, 0.04])
-    for load, weights in ((EVEN, torch.ones(8)), (RoutingLoad(tuple(shares.tolist())), shares)):
-        ffn = MoEFFN(8, 1, 16)
-        drawn = torch.multinomial(weights.expand(4000, 8), 12, replacement=True, generator=generator)
-        mean = sum(len(set(row)) for row in drawn.tolist()) / 4000
-        assert load.touched(ffn, 12) == pytest.approx(mean, rel=0.01)
-    assert RoutingLoad(tuple(shares.tolist())).imbalance == pytest.approx(2.4)
-
-
-def test_touched_never_exceeds_what_there_is() -> None:
-    ffn = MoEFFN(64, 8, 16)
-    assert EVEN.touched(ffn, 1) == pytest.approx(8)
-    assert EVEN.touched(ffn, 10_000) == pytest.approx(64)
-    assert RoutingLoad((0.9, *(0.1 / 63,) * 63)).touched(ffn, 1) < 8  # the busiest is chosen once at most
 
 
 def test_layer_weights_are_those_of_the_architecture() -> None:

@@ -7,6 +7,7 @@ import torch
 
 from moelens.cost.hardware import HardwareSpec, Processor
 from moelens.cost.lanes import LaneCosts
+from moelens.cost.routing import EVEN
 from moelens.cost.seconds import CostModel
 from moelens.cost.workload import StepShape
 from moelens.models.config import GQA, LayerConfig, ModelConfig, MoEFFN, Rope
@@ -26,7 +27,7 @@ def test_a_slow_host_shows_in_rows_and_parts() -> None:
     parts = SHAPE.cut(2)
     taken = {stage: sum(before.stage_seconds(part).get(stage, 0.0) for part in parts) for stage in Stage}
     for _ in range(3):
-        pricing.observe(parts, {**taken, Stage.ATTEND_DECODES: 5 * taken[Stage.ATTEND_DECODES]})
+        pricing.observe(parts, {**taken, Stage.ATTEND_DECODES: 5 * taken[Stage.ATTEND_DECODES]}, EVEN)
     assert pricing.row_seconds(SHAPE).host_key == pytest.approx(5 * before.row_seconds(SHAPE).host_key)
     assert pricing.row_seconds(SHAPE).device_row == pytest.approx(before.row_seconds(SHAPE).device_row)
 
@@ -37,9 +38,9 @@ def test_parts_are_chosen_by_what_was_measured() -> None:
     pricing, lanes = StepPricing(cost), LaneCosts.of(cost)
     stages = lanes.stage_seconds(SHAPE)
     balanced = dict.fromkeys(Stage, 0.0) | {Stage.AFTER_ATTENTION: 1.0, Stage.ATTEND_DECODES: 1.0, Stage.LOAD: 0.1}
-    pricing.observe([SHAPE], {stage: balanced.get(stage) or own for stage, own in stages.items()} | balanced)
+    pricing.observe([SHAPE], {stage: balanced.get(stage) or own for stage, own in stages.items()} | balanced, EVEN)
     assert pricing.best_parts(SHAPE, 3) > 1
     device_only = {**balanced, Stage.ATTEND_DECODES: 1e-6, Stage.LOAD: 1e-6}
     for _ in range(40):
-        pricing.observe([SHAPE], device_only)
+        pricing.observe([SHAPE], device_only, EVEN)
     assert pricing.best_parts(SHAPE, 3) == 1

@@ -8,6 +8,7 @@ import torch
 
 from moelens.cost.hardware import HardwareSpec, Processor
 from moelens.cost.lanes import LaneCosts
+from moelens.cost.routing import EVEN
 from moelens.cost.seconds import CostModel
 from moelens.cost.workload import StepShape
 from moelens.models.config import GQA, LayerConfig, ModelConfig, MoEFFN, Rope
@@ -39,7 +40,7 @@ def observe(pricing: StepPricing, steps: int, slower: dict[Stage, float]) -> Non
     lanes = LaneCosts.of(COST)
     taken = {**lanes.stage_seconds(SHAPE), Stage.LOAD: lanes.load_seconds}
     for _ in range(steps):
-        pricing.observe([SHAPE], {stage: own * slower.get(stage, 1.0) for stage, own in taken.items()})
+        pricing.observe([SHAPE], {stage: own * slower.get(stage, 1.0) for stage, own in taken.items()}, EVEN)
 
 
 def test_a_slower_link_leaves_time_for_more_prompts_and_a_slower_device_for_fewer() -> None:

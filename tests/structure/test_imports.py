@@ -20,6 +20,7 @@ RECORDS = {
     "request",
     "plan",
     "models.config",
+    "cost.routing",
     "cost.workload",
     "pipeline.task",
 }
@@ -39,6 +40,7 @@ ALLOWED: dict[str, set[str]] = {
     "request": {"errors", "outputs", "sampling_params", "constraint"},
     "plan": {"errors"},
     "models.config": {"errors"},
+    "cost.routing": {"models.config"},
     "cost.workload": {"errors"},
     "pipeline.task": {"cost.workload"},
     # how fast, as counts of work
