@@ -182,17 +182,17 @@ void run_down(const Context& context, const ExpertsCall<T>& call) {
 // Groups of tokens such that phase 2 has tasks for all threads and the tokens' sums stay in the second-level cache, but
 // no more than leave each expert rows enough to be worth reading its weights once more.
 int64_t count_groups(const ExpertsArgs& args, int64_t tokens, int threads) {
-    constexpr int64_t kTasksPerThread = 24, kFewestRows = 64, kCacheBytes = 256 * 1024;
+    constexpr int64_t kTasksPerThread = 24, kFewestRows = 64, kTotalsBytes = (kSmallCache ? 64 : 256) * 1024;
     const int64_t panels = divide_rounding_up(args.hidden, kPanelColumns);
     const int64_t for_threads = divide_rounding_up(kTasksPerThread * threads, panels);
-    const int64_t for_cache = divide_rounding_up(tokens * kStepBytes, kCacheBytes);
+    const int64_t for_cache = divide_rounding_up(tokens * kStepBytes, kTotalsBytes);
     return larger(1, smaller(larger(for_threads, for_cache), tokens * args.active / (kFewestRows * args.experts)));
 }
 
 template <class T>
 void run_chunk(const Context& context, const ExpertsArgs& args, int64_t first_token, int64_t tokens) {
     using F = Format<T>;
-    constexpr int64_t kRowBytes = 384 * 1024, kFewestTiles = 8, kTasksPerThread = 24, kLeastCost = 128 * 1024;
+    constexpr int64_t kTasksPerThread = 24, kLeastCost = 128 * 1024;
     const int threads = context.team.threads();
     ExpertsCall<T> call{args,
                         first_token,

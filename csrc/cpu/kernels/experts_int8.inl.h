@@ -156,7 +156,7 @@ void run_down(const Context& context, const ExpertsInt8Call<T>& call) {
 
 template <class T>
 void run_int8_chunk(const Context& context, const ExpertsArgs& args, int64_t first_token, int64_t tokens) {
-    constexpr int64_t kRowBytes = 384 * 1024, kFewestTiles = 8, kTasksPerThread = 24, kLeastCost = 128 * 1024;
+    constexpr int64_t kTasksPerThread = 24, kLeastCost = 128 * 1024;
     const int threads = context.team.threads();
     ExpertsInt8Call<T> call{args, first_token, {}, {}, {}, nullptr, {}, nullptr, nullptr};
     ExpertPlan& plan = call.plan;

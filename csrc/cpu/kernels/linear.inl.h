@@ -8,8 +8,6 @@ struct LinearTiling {
 
 template <class F>
 LinearTiling tile_linear(const LinearArgs& args, int threads) {
-    constexpr int64_t kRowBytes = 384 * 1024;  // of the cache, for rows
-    constexpr int64_t kFewestTiles = 8;        // with which a panel of weights is used before it is given up
     constexpr int64_t kTasksPerThread = 12;
     constexpr int64_t kTaskBytes = 128 * 1024;  // of weights: a shorter stream is not worth a task
     LinearTiling t;

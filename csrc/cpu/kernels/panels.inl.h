@@ -116,8 +116,13 @@ struct Panels {
     int64_t row_count() const { return begin(last_tile) - begin(first_tile); }
 };
 
-// Bytes of B's panel that should stay in the second-level cache while all tiles pass over it.
+// What should stay in the second-level cache, which has 256 or 512 KiB where there is no AVX-512, else 1 MiB or more:
+// the steps of B's panel while all tiles pass over it, and the rows of A while one panel after another passes over
+// them, but no fewer tiles than make it worth reading the panels.
+constexpr bool kSmallCache = kLanes < 16;
 constexpr int64_t kSteps = 2048;
+constexpr int64_t kRowBytes = (kSmallCache ? 192 : 384) * 1024;
+constexpr int64_t kFewestTiles = kSmallCache ? 4 : 8;
 
 // sums [panels.row_count()][32] = the range of A times one panel of B; `next` is the panel that comes after it.
 template <class F>

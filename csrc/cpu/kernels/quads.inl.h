@@ -14,14 +14,9 @@ struct Quads {
 
     template <int R, int V>
     static MOELENS_INLINE void step(F32 (&sums)[R][V], const float* a, int next_row, int64_t, const float* b) {
-        F32 columns[V];
-        for (int v = 0; v < V; ++v) columns[v] = load(b + v * kLanes);
-#pragma GCC unroll 16
-        for (int r = 0; r < R; ++r) {
-            const F32 row = splat(a[r * next_row]);
-#pragma GCC unroll 16
-            for (int v = 0; v < V; ++v) sums[r][v] = dot_quads(columns[v], row, sums[r][v]);
-        }
+        const auto add = [](F32 row, F32 column, F32& sum) { sum = dot_quads(column, row, sum); };
+        const auto column = [&](int v) { return load(b + v * kLanes); };
+        add_products(sums, [&](int r) { return splat(a[r * next_row]); }, column, add);
     }
 };
 

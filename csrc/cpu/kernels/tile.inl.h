@@ -18,6 +18,30 @@ constexpr int64_t kStepBytes = kPanelColumns * 4;
 // In each format, `next_row` is the distance from a row of A to the next, in floats: 1 in a panel, more where each row
 // is stored in one piece; `second` is the distance from the first k of a pair to the second, where they are apart.
 
+// sums[r][v] = add(row(r), column(v), what was there). Whichever are fewer, rows or vectors of columns, stay in
+// registers.
+template <int R, int V, class Row, class Column, class Add>
+MOELENS_INLINE void add_products(F32 (&sums)[R][V], const Row& row, const Column& column, const Add& add) {
+    F32 held[R < V ? R : V];
+    if constexpr (R < V) {
+        for (int r = 0; r < R; ++r) held[r] = row(r);
+#pragma GCC unroll 16
+        for (int v = 0; v < V; ++v) {
+            const F32 other = column(v);
+#pragma GCC unroll 16
+            for (int r = 0; r < R; ++r) add(held[r], other, sums[r][v]);
+        }
+    } else {
+        for (int v = 0; v < V; ++v) held[v] = column(v);
+#pragma GCC unroll 16
+        for (int r = 0; r < R; ++r) {
+            const F32 other = row(r);
+#pragma GCC unroll 16
+            for (int v = 0; v < V; ++v) add(other, held[v], sums[r][v]);
+        }
+    }
+}
+
 struct Singles {
     using Element = float;
     static constexpr int kDepth = 1;         // ks in a step
@@ -25,14 +49,8 @@ struct Singles {
 
     template <int R, int V>
     static MOELENS_INLINE void step(F32 (&sums)[R][V], const float* a, int next_row, int64_t, const float* b) {
-        F32 columns[V];
-        for (int v = 0; v < V; ++v) columns[v] = load(b + v * kLanes);
-#pragma GCC unroll 16
-        for (int r = 0; r < R; ++r) {
-            const F32 row = splat(a[r * next_row]);
-#pragma GCC unroll 16
-            for (int v = 0; v < V; ++v) sums[r][v] = fma(row, columns[v], sums[r][v]);
-        }
+        const auto column = [&](int v) { return load(b + v * kLanes); };
+        add_products(sums, [&](int r) { return splat(a[r * next_row]); }, column, accumulate);
     }
 };
 
@@ -43,22 +61,10 @@ struct WidePairs {
 
     template <int R, int V>
     static MOELENS_INLINE void step(F32 (&sums)[R][V], const float* a, int next_row, int64_t second, const float* b) {
-        F32 pairs[V], columns[V];
-        for (int v = 0; v < V; ++v) pairs[v] = load(b + v * kLanes);
-        for (int v = 0; v < V; ++v) columns[v] = first_of_pairs(pairs[v]);
-#pragma GCC unroll 16
-        for (int r = 0; r < R; ++r) {
-            const F32 row = splat(a[r * next_row]);
-#pragma GCC unroll 16
-            for (int v = 0; v < V; ++v) sums[r][v] = fma(row, columns[v], sums[r][v]);
-        }
-        for (int v = 0; v < V; ++v) columns[v] = second_of_pairs(pairs[v]);
-#pragma GCC unroll 16
-        for (int r = 0; r < R; ++r) {
-            const F32 row = splat(a[r * next_row + second]);
-#pragma GCC unroll 16
-            for (int v = 0; v < V; ++v) sums[r][v] = fma(row, columns[v], sums[r][v]);
-        }
+        const auto first_column = [&](int v) { return first_of_pairs(load(b + v * kLanes)); };
+        const auto second_column = [&](int v) { return second_of_pairs(load(b + v * kLanes)); };
+        add_products(sums, [&](int r) { return splat(a[r * next_row]); }, first_column, accumulate);
+        add_products(sums, [&](int r) { return splat(a[r * next_row + second]); }, second_column, accumulate);
     }
 };
 
@@ -70,14 +76,9 @@ struct DotPairs {
 
     template <int R, int V>
     static MOELENS_INLINE void step(F32 (&sums)[R][V], const float* a, int next_row, int64_t, const float* b) {
-        F32 columns[V];
-        for (int v = 0; v < V; ++v) columns[v] = load(b + v * kLanes);
-#pragma GCC unroll 16
-        for (int r = 0; r < R; ++r) {
-            const F32 row = splat(a[r * next_row]);
-#pragma GCC unroll 16
-            for (int v = 0; v < V; ++v) sums[r][v] = dot_pairs(row, columns[v], sums[r][v]);
-        }
+        const auto add = [](F32 row, F32 column, F32& sum) { sum = dot_pairs(row, column, sum); };
+        const auto column = [&](int v) { return load(b + v * kLanes); };
+        add_products(sums, [&](int r) { return splat(a[r * next_row]); }, column, add);
     }
 };
 using Pairs = DotPairs;

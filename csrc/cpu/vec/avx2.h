@@ -31,6 +31,10 @@ MOELENS_INLINE F32 operator/(F32 a, F32 b) {
 MOELENS_INLINE F32 fma(F32 a, F32 b, F32 c) {
     return {_mm256_fmadd_ps(a.v, b.v, c.v)};
 }
+// sum += a b, rounded once. Left to itself, the compiler writes the result over a factor and moves sums through memory.
+MOELENS_INLINE void accumulate(F32 a, F32 b, F32& sum) {
+    asm("vfmadd231ps %2, %1, %0" : "+x"(sum.v) : "x"(a.v), "x"(b.v));
+}
 MOELENS_INLINE F32 max(F32 a, F32 b) {
     return {_mm256_max_ps(a.v, b.v)};
 }  // b where either is a NaN
@@ -111,8 +115,12 @@ MOELENS_INLINE float largest(F32 a) {
 MOELENS_INLINE F32 first_of_pairs(F32 a) {
     return {_mm256_castsi256_ps(_mm256_slli_epi32(_mm256_castps_si256(a.v), 16))};
 }
+// The mask is read from memory: held in a register, it would leave one too few for the sums of a tile.
+alignas(32) constexpr uint32_t kHighHalves[kLanes] = {0xffff0000u, 0xffff0000u, 0xffff0000u, 0xffff0000u,
+                                                      0xffff0000u, 0xffff0000u, 0xffff0000u, 0xffff0000u};
 MOELENS_INLINE F32 second_of_pairs(F32 a) {
-    return {_mm256_and_ps(a.v, _mm256_castsi256_ps(_mm256_set1_epi32(static_cast<int>(0xffff0000u))))};
+    asm("vandps %1, %0, %0" : "+x"(a.v) : "m"(kHighHalves));
+    return a;
 }
 MOELENS_INLINE F32 join_pairs(const Bf16* first, const Bf16* second) {
     const __m256i low = _mm256_cvtepu16_epi32(_mm_loadu_si128(reinterpret_cast<const __m128i*>(first)));

@@ -35,6 +35,9 @@ MOELENS_INLINE F32 operator/(F32 a, F32 b) {
 MOELENS_INLINE F32 fma(F32 a, F32 b, F32 c) {
     return {a.v * b.v + c.v};
 }
+MOELENS_INLINE void accumulate(F32 a, F32 b, F32& sum) {
+    sum = fma(a, b, sum);
+}
 MOELENS_INLINE F32 max(F32 a, F32 b) {
     return {a.v > b.v ? a.v : b.v};
 }  // b where either is a NaN
