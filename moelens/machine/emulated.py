@@ -14,7 +14,7 @@ class ThrottledLink:
     """Lets each transfer take as long as a link of this bandwidth would, by waiting after the real copy.
 
     The link's clock goes on from where the transfer before has left it, not from when a thread woke up: so what a sleep
-    takes too long is made up for by the next one.
+    takes too long is made up for by the next one. `bytes_per_second` may change at any time, as of the next transfer.
     """
 
     def __init__(
@@ -23,7 +23,7 @@ class ThrottledLink:
         clock: Callable[[], float] = time.perf_counter,
         sleep: Callable[[float], None] = time.sleep,
     ) -> None:
-        self._bytes_per_second = bytes_per_second
+        self.bytes_per_second = bytes_per_second
         self._clock = clock
         self._sleep = sleep
         self._free_seconds = 0.0
@@ -31,7 +31,7 @@ class ThrottledLink:
     def run(self, act: Act, ready_seconds: float) -> int:
         """Do `act`, which could begin at `ready_seconds`; returns when the link would have moved its bytes."""
         moved_bytes = act()
-        self._free_seconds = max(ready_seconds, self._free_seconds) + moved_bytes / self._bytes_per_second
+        self._free_seconds = max(ready_seconds, self._free_seconds) + moved_bytes / self.bytes_per_second
         left = self._free_seconds - self._clock()
         if left > 0:
             self._sleep(left)
@@ -42,12 +42,15 @@ class EmulatedMachine:
     """A thread for the device, one for the host, one for files, and one for each direction of the link."""
 
     def __init__(self, to_device_bytes_per_second: float, to_host_bytes_per_second: float) -> None:
+        self.links = {
+            Resource.TO_DEVICE: ThrottledLink(to_device_bytes_per_second),
+            Resource.TO_HOST: ThrottledLink(to_host_bytes_per_second),
+        }
         self._lanes = {
             Resource.DEVICE: ThreadLane("device"),
             Resource.HOST: ThreadLane("host"),
             Resource.DISK: ThreadLane("disk"),
-            Resource.TO_DEVICE: ThreadLane("to device", ThrottledLink(to_device_bytes_per_second).run),
-            Resource.TO_HOST: ThreadLane("to host", ThrottledLink(to_host_bytes_per_second).run),
+            **{way: ThreadLane(way.value, link.run) for way, link in self.links.items()},
         }
 
     def lane(self, resource: Resource) -> ThreadLane:
