@@ -5,9 +5,13 @@
 Six workloads, three of each model, whose layers are cut down and have random weights; 43 plans each: 16 to 1024
 requests and 128 to 8192 rows in a step. Every plan runs once, in a fixed shuffled order, and the default before every
 sixth: a plan's time is told as a multiple of the median of the last three of these, as the speed of this machine's
-memory changes by the minute. Then the four best, the chosen one and the default run in turn, three times; the medians
-of these are the verdict. The sweep is kept in the JSON file and goes on where it was stopped; --seconds ends a part of
-it, --table only prints. The machine is measured first, if it was not yet.
+memory changes by the minute. Plans that differ only in limits which a job does not reach are one plan, told by the
+median of their runs. Then the four best, the chosen one and the default run in turn, seven times; the verdict are the
+medians of their ratios to the default of the same round. The default's slowest round over its fastest is printed too:
+differences far below it are chance.
+
+The sweep is kept in the JSON file and goes on where it was stopped; --seconds ends a part of it, --table only prints.
+The machine is measured first, if it was not yet.
 """
 
 from __future__ import annotations
@@ -39,7 +43,7 @@ REQUESTS = (16, 32, 64, 128, 256, 512, 1024)
 STEP_TOKENS = (128, 256, 512, 1024, 2048, 4096, 8192)
 BETWEEN = 6  # plans from one run of the default to the next
 FINALISTS = 4
-ROUNDS = 3
+ROUNDS = 7
 MEMORY_BYTES = 4 << 30  # for cache and activations
 
 
@@ -127,6 +131,7 @@ class Runner:
 
     def __init__(self, llm: LLM, job: Job) -> None:
         self._llm = llm
+        self._job = job
         self.base = llm.plan
         draw, ids = random.Random(0), range(3, llm.engine.vocab)
         self._prompts: list[Any] = [
@@ -134,6 +139,11 @@ class Runner:
         ]
         self._params = SamplingParams(max_tokens=job.output_tokens, ignore_eos=True, detokenize=False, temperature=0)
         llm.engine.chooser = None  # the plan is chosen here
+
+    def effect(self, plan: Plan) -> tuple[int, int]:
+        """The limits as far as the job reaches them."""
+        rows = self._job.requests * (self._job.prompt_tokens + 1)
+        return min(plan.max_requests, self._job.requests), min(plan.step_tokens, rows)
 
     def seconds(self, plan: Plan) -> float:
         self._llm.engine.adopt(plan)
@@ -152,13 +162,24 @@ def measure(runner: Runner, record: dict[str, Any], chosen: Plan) -> Iterator[No
             record["defaults"].append(runner.seconds(runner.base))
         runs[name(plan)] = runner.seconds(plan) / statistics.median(record["defaults"][-3:])
         yield
-    best = sorted(swept, key=lambda plan: runs[name(plan)])[:FINALISTS]
+    finalists = list(dict.fromkeys((runner.base, chosen, *best_of(runner, runs, swept, chosen))))
     for _ in range(ROUNDS):
-        for plan in dict.fromkeys((runner.base, chosen, *best)):
+        for plan in finalists:
             times = record["finals"].setdefault(name(plan), [])
             if len(times) < ROUNDS:
                 times.append(runner.seconds(plan))
                 yield
+
+
+def best_of(runner: Runner, runs: dict[str, float], swept: list[Plan], chosen: Plan) -> list[Plan]:
+    """The fastest that are neither the chosen one nor the default, one of each effect."""
+    alike: dict[tuple[int, int], list[Plan]] = {}
+    for plan in swept:
+        alike.setdefault(runner.effect(plan), []).append(plan)
+    for known in (runner.base, chosen):
+        alike.pop(runner.effect(known), None)
+    order = sorted(alike.values(), key=lambda plans: statistics.median(runs[name(plan)] for plan in plans))
+    return [plans[0] for plans in order[:FINALISTS]]
 
 
 def name(plan: Plan) -> str:
@@ -166,20 +187,27 @@ def name(plan: Plan) -> str:
 
 
 def table(records: dict[str, Any]) -> None:
-    print(f"{cpu_name()}, {NativeOps().threads} threads; seconds are medians of {ROUNDS}")
-    print("| workload | plans | slowest / default | best | best s | default s | chosen | chosen s | chosen / best |")
+    print(f"{cpu_name()}, {NativeOps().threads} threads; / means: medians of the ratios within {ROUNDS} rounds")
+    print(
+        "| workload | plans | slowest / default | default s | its spread | best | chosen | best / default | chosen / best |"
+    )
     print("| --- | --- | --- | --- | --- | --- | --- | --- | --- |")
     for key, record in records.items():
-        finals = {plan: statistics.median(times) for plan, times in record["finals"].items() if times}
-        if record.get("chosen") not in finals or record["default"] not in finals:
+        if not record["finals"] or any(len(times) < ROUNDS for times in record["finals"].values()):
             print(f"| {key} | {len(record['runs'])} | not finished |")
             continue
-        best = min(finals, key=lambda plan: finals[plan])
-        chosen, default = finals[record["chosen"]], finals[record["default"]]
+        default = record["finals"][record["default"]]
+        ratios = {plan: ratio(times, default) for plan, times in record["finals"].items()}
+        best = min(ratios, key=lambda plan: ratios[plan])
         print(
-            f"| {key} | {len(record['runs'])} | {max(record['runs'].values()):.2f} | {best} | {finals[best]:.2f} "
-            f"| {default:.2f} | {record['chosen']} | {chosen:.2f} | {chosen / finals[best]:.3f} |"
+            f"| {key} | {len(record['runs'])} | {max(record['runs'].values()):.2f} | {statistics.median(default):.2f} "
+            f"| {max(default) / min(default):.2f} | {best} | {record['chosen']} | {ratios[best]:.3f} "
+            f"| {ratio(record['finals'][record['chosen']], record['finals'][best]):.3f} |"
         )
+
+
+def ratio(times: list[float], others: list[float]) -> float:
+    return statistics.median(one / other for one, other in zip(times, others, strict=True))
 
 
 if __name__ == "__main__":

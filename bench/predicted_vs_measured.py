@@ -9,9 +9,9 @@ goes on during the run, between its steps, whose clock stands still meanwhile, a
 probe before it alone, and of the probe that took turns with it. Neither sees a figure of the run but its length.
 
 With `--device emulated:link=2GB/s,memory=900MB`, which may be several, the jobs are such that weights stream. Between
-steps only memory is read there, as a longer pause would let the next step's weights come, and the probe is before and
-after each run. The same steps are simulated one by one: `steps` says by how much all of them together took longer or
-shorter than that, and each on average.
+steps only memory is read there, as a longer pause would let the next step's weights come; the whole probe runs before
+and after each run instead. The same steps are simulated one by one: `steps` says by how much all of them together took
+longer or shorter than that, and each on average.
 
 Accuracy is 1 - |predicted - measured| / measured of the whole job's seconds, of the medians over --repeats. All
 jobs are run once before any is repeated. With --json, runs that the file has already are not run again, so the table
@@ -52,6 +52,7 @@ from moelens.planning.simulate import Prediction, StepClock, simulate
 from moelens.request import Request
 
 ROUNDS = 24  # samples of a shape that are remembered
+STREAMED_ROUNDS = 4  # where all shapes are sampled about each run: those about the last run, and about this one
 TURN_SECONDS = 0.25  # of a run between two turns of the probe
 PROBE_SECONDS = 0.08  # of a turn
 NEVER_SAMPLED = 7  # but for once in 32,768 tokens: a request with it may end at any time, as far as anybody knows
@@ -124,12 +125,13 @@ class Turns:
 class Recent:
     """The latest samples of each shape: those of many rows are rare, and must not be pushed out by those of few."""
 
-    def __init__(self) -> None:
+    def __init__(self, rounds: int) -> None:
+        self._rounds = rounds
         self._of_shape: dict[StepShape, deque[Sample]] = {}
 
     def extend(self, samples: Iterable[Sample]) -> None:
         for sample in samples:
-            self._of_shape.setdefault(sample.shape, deque(maxlen=ROUNDS)).append(sample)
+            self._of_shape.setdefault(sample.shape, deque(maxlen=self._rounds)).append(sample)
 
     def all(self) -> list[Sample]:
         return [sample for several in self._of_shape.values() for sample in several]
@@ -148,12 +150,13 @@ class Stand:
         self.bench = ProbeBench(self.architecture, self._ops, self._device if self._streams else None)
         for shape in self.bench.few_rows:  # warms the threads and the allocator up
             self.bench.run(*shape)
-        self.samples = Recent()
+        self.samples = Recent(STREAMED_ROUNDS if self._streams else ROUNDS)
         self.samples.extend([*self.bench.round(), *self.bench.round()])
 
     def run(self, job: Job) -> Run:
         config = self.architecture.config
-        recent = [self.bench.run(*shape) for shape in self.bench.few_rows]
+        about = self.bench.shapes if self._streams else self.bench.few_rows
+        recent = [self.bench.run(*shape) for shape in about]
         self.samples.extend(recent)
         kv_tokens = job.kv_tokens or job.requests * (job.prompt_tokens + job.output_tokens + BLOCK_TOKENS)
         llm = LLM(
@@ -171,7 +174,7 @@ class Stand:
         turns = Turns(self.bench, samples=not self._streams)
         llm.engine.on_step = turns
         measured = generate(llm, job, config.vocab) - turns.seconds
-        self.samples.extend(turns.samples or [self.bench.run(*shape) for shape in self.bench.few_rows])
+        self.samples.extend(turns.samples or [self.bench.run(*shape) for shape in about])
         cost, predicted = self.predict(llm, job, turns.reads or reads_before)
         return Run(
             before.seconds,
