@@ -188,10 +188,8 @@ def name(plan: Plan) -> str:
 
 def table(records: dict[str, Any]) -> None:
     print(f"{cpu_name()}, {NativeOps().threads} threads; / means: medians of the ratios within {ROUNDS} rounds")
-    print(
-        "| workload | plans | slowest / default | default s | its spread | best | chosen | best / default | chosen / best |"
-    )
-    print("| --- | --- | --- | --- | --- | --- | --- | --- | --- |")
+    columns = ("workload", "plans", "slowest / default", "default s", "its spread", "best", "chosen")
+    print("| " + " | ".join((*columns, "best / default", "chosen / best")) + " |\n" + "| --- " * 9 + "|")
     for key, record in records.items():
         if not record["finals"] or any(len(times) < ROUNDS for times in record["finals"].values()):
             print(f"| {key} | {len(record['runs'])} | not finished |")
