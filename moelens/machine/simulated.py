@@ -74,12 +74,20 @@ class SimulatedMachine:
         self._lanes = lanes
         self._rate = host_bytes_per_second
         self._sharing = sharing or Sharing()
+        self._speeds: dict[tuple[Resource, ...], tuple[float, ...]] = {}  # by the lanes that are busy
 
     def run(self, tasks: Sequence[Task], need: Callable[[Task], Need]) -> StepTimes:
         """The times of one step's tasks, given in an order in which they may be submitted."""
         if len(set(self._lanes.values())) == 1:
             return _one_after_another(tasks, need)
-        return _Clock(tasks, need, self._lanes, self._rate, self._sharing).run()
+        return _Clock(tasks, need, self._lanes, self._rate, self._speeds_of).run()
+
+    def _speeds_of(self, busy: tuple[Resource, ...]) -> tuple[float, ...]:
+        """What each lane keeps of its own speed beside the others, memory left aside."""
+        speeds = self._speeds.get(busy)
+        if speeds is None:
+            speeds = self._speeds[busy] = tuple(self._sharing.speed(resource, busy) for resource in busy)
+        return speeds
 
 
 def _one_after_another(tasks: Sequence[Task], need: Callable[[Task], Need]) -> StepTimes:
@@ -99,10 +107,11 @@ def _one_after_another(tasks: Sequence[Task], need: Callable[[Task], Need]) -> S
 class _Running:
     """A task under way: seconds left were it alone, and the bytes per second that it then moves."""
 
-    __slots__ = ("bytes_per_second", "left", "task")
+    __slots__ = ("bytes_per_second", "left", "resource", "task")
 
     def __init__(self, task: Task, seconds: float, nbytes: float) -> None:
         self.task = task
+        self.resource = task.stage.resource
         self.left = seconds
         self.bytes_per_second = nbytes / seconds if seconds > 0 else 0.0
 
@@ -114,12 +123,12 @@ class _Clock:
         need: Callable[[Task], Need],
         lanes: Mapping[Resource, int],
         rate: float,
-        sharing: Sharing,
+        speeds_of: Callable[[tuple[Resource, ...]], tuple[float, ...]],
     ) -> None:
         self._tasks = tasks
         self._need = need
         self._rate = rate
-        self._sharing = sharing
+        self._speeds_of = speeds_of
         self._queues: dict[int, list[Task]] = {lane: [] for lane in set(lanes.values())}
         for task in reversed(tasks):
             self._queues[lanes[task.stage.resource]].append(task)  # the next one is the last
@@ -160,19 +169,18 @@ class _Clock:
 
     def _advance(self) -> None:
         """To the next end of a task."""
-        running = self._running.values()
-        wanted = sum(one.bytes_per_second for one in running)
-        share = min(1.0, self._rate / wanted) if wanted else 1.0
-        busy = [one.task.stage.resource for one in running]
-        speeds = {
-            lane: min(share if one.bytes_per_second else 1.0, self._sharing.speed(one.task.stage.resource, busy))
-            for lane, one in self._running.items()
-        }
-        elapsed = min(one.left / speeds[lane] for lane, one in self._running.items())
+        running = list(self._running.items())
+        wanted = sum([one.bytes_per_second for _, one in running])
+        speeds = self._speeds_of(tuple([one.resource for _, one in running]))
+        if wanted > self._rate:
+            share = self._rate / wanted
+            pairs = zip(running, speeds, strict=True)
+            speeds = tuple([min(share, speed) if one.bytes_per_second else speed for (_, one), speed in pairs])
+        elapsed = min([one.left / speed for (_, one), speed in zip(running, speeds, strict=True)])
         self._now += elapsed
-        for lane, one in list(self._running.items()):
-            one.left -= elapsed * speeds[lane]
-            self._busy[one.task.stage.resource] += elapsed
+        for (lane, one), speed in zip(running, speeds, strict=True):
+            one.left -= elapsed * speed
+            self._busy[one.resource] += elapsed
             if one.left <= SECONDS:
                 self._ends[one.task.id] = self._now
                 del self._running[lane]

@@ -17,6 +17,8 @@ class Resource(enum.Enum):
     TO_HOST = "to host"
     DISK = "disk"
 
+    __hash__ = object.__hash__  # each is one object; Enum's own hashes its name each time
+
 
 class Stage(enum.Enum):
     """The kinds of tasks, in the order in which a layer meets them; `resource` is where each runs.
@@ -47,6 +49,8 @@ class Stage(enum.Enum):
     LOGITS = "logits"
     OFFLOAD_LOGITS = "offload logits"
     SAMPLE = "sample"
+
+    __hash__ = object.__hash__
 
     @property
     def resource(self) -> Resource:
