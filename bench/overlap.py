@@ -36,7 +36,7 @@ from moelens.machine.emulated import EmulatedMachine, ThrottledLink
 from moelens.machine.machine import Act, Done
 from moelens.memory.kv_cache import KVCache, kv_block_bytes
 from moelens.models.registry import build
-from moelens.offload import open_device, plan_device, price_steps
+from moelens.offload import open_device, place_plan, price_steps
 from moelens.ops.native import NativeOps
 from moelens.pipeline.actions import Actions
 from moelens.pipeline.drawing import draw_timeline
@@ -114,12 +114,12 @@ class Stand:
             load_chunks=options.chunks,
         )
         device = EmulatedDevice(1 << 40, 1e12)
-        _, whole = plan_device(device, self.plan, self.architecture, self.ops, given=True)
+        whole = place_plan(device, self.plan, self.architecture, self.ops)
         weights = random_weights(self.architecture, self.ops, seed=0, threads=2)
         layouts = [weights.slab(layer).layout for layer in range(len(config.layers))]
         streams = sum(layout.block.nbytes for layout in layouts) - 2 * max(layout.block.nbytes for layout in layouts)
         self.device = EmulatedDevice(whole.device_bytes - streams, 1e12)  # all fronts and a ring of two layers
-        _, placement = plan_device(self.device, self.plan, self.architecture, self.ops, given=True)
+        placement = place_plan(self.device, self.plan, self.architecture, self.ops)
         self.memory = open_device(self.device, self.architecture, weights, self.ops, self.plan, placement).memory
         pricing = price_steps(self.device, config, self.plan, placement)
         assert pricing is not None

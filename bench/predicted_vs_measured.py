@@ -39,7 +39,7 @@ from moelens.cost.seconds import CostModel
 from moelens.cost.workload import StepShape, Workload
 from moelens.devices import CpuDevice, EmulatedDevice, parse_device
 from moelens.models.architecture import Architecture
-from moelens.offload import host_threads, plan_device
+from moelens.offload import host_threads, place_plan
 from moelens.ops.native import NativeOps
 from moelens.pipeline.task import Stage
 from moelens.pipeline.timeline import ExpectedStep
@@ -190,7 +190,7 @@ class Stand:
     def predict(self, llm: LLM, job: Job, reads: Sequence[Read]) -> tuple[CostModel, Prediction]:
         config, plan, placement = self.architecture.config, llm.engine.plan, None
         if self._streams:
-            _, placement = plan_device(self._device, plan, self.architecture, self._ops, given=True)
+            placement = place_plan(self._device, plan, self.architecture, self._ops)
         hardware = self.bench.spec(self.samples.all(), reads)
         cost = CostModel(config, hardware, load_chunks=plan.load_chunks, placement=placement)
         workload = Workload.even(job.requests, job.prompt_tokens, job.output_tokens)

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import difflib
+import inspect
 import logging
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 
 import torch
 
@@ -19,7 +20,6 @@ _NO_LORA = "moelens has no LoRA adapters; merge them into the checkpoint"
 _NO_SPECULATION = "moelens does not decode speculatively"
 _NO_COMPILER = "moelens compiles no graphs at run time"
 _NO_STATS = "moelens logs no statistics; see get_metrics()"
-_PLANNED = "it is part of plan=Plan(…)"
 
 _REASONS: dict[str, str] = {
     "runner": "moelens only generates",
@@ -56,8 +56,7 @@ _REASONS: dict[str, str] = {
     "spec_model": _NO_SPECULATION,
     "spec_tokens": _NO_SPECULATION,
     "speculative_config": _NO_SPECULATION,
-    "block_size": _PLANNED,
-    "num_gpu_blocks_override": _PLANNED,
+    "num_gpu_blocks_override": "the cache has kv_cache_memory_bytes, in blocks of block_size tokens",
     "enable_chunked_prefill": "prompts longer than a step are always split over steps",
     "max_num_partial_prefills": "prompts longer than a step are always split over steps",
     "scheduling_policy": "requests are served in the order given",
@@ -92,9 +91,10 @@ ABSENT_METHODS: dict[str, str] = {
 }
 
 
-def refuse_arguments(unsupported: Iterable[str], supported: Iterable[str]) -> None:
-    """Raise TypeError for the first of `unsupported`, with the reason or the nearest of `supported`."""
-    known = list(supported)
+def refuse_arguments(unsupported: Iterable[str], method: Callable[..., object]) -> None:
+    """Raise TypeError for the first of `unsupported`, with the reason or the nearest of the method's own arguments."""
+    parameters = inspect.signature(method).parameters.values()
+    known = [p.name for p in parameters if p.name != "self" and p.kind is not inspect.Parameter.VAR_KEYWORD]
     for name in unsupported:
         nearest = difflib.get_close_matches(name, known, n=1, cutoff=0.0)[0]
         if name in _REASONS:

@@ -15,23 +15,34 @@ from moelens.checkpoint.load import load_weights
 from moelens.checkpoint.random import random_weights
 from moelens.checkpoint.shared import shared_weights
 from moelens.checkpoint.source import read_config, read_generation_config
-from moelens.choosing import LimitChooser
+from moelens.choosing import Layout, LimitChooser, choose_layout
+from moelens.cost.hardware import HardwareSpec
 from moelens.devices import parse_device
 from moelens.engine import Engine
 from moelens.errors import CapacityError, ConfigError
-from moelens.forecasting import expect_steps, measured_cost
+from moelens.forecasting import cost_model, expect_steps, machine_measured
 from moelens.memory.activations import ActivationPool
 from moelens.memory.available import available_bytes
 from moelens.memory.kv_cache import kv_block_bytes
 from moelens.memory.weights import WeightStore
 from moelens.models.architecture import Architecture
-from moelens.models.config import ModelConfig, Quantization
+from moelens.models.config import Quantization
 from moelens.models.registry import build
-from moelens.offload import Budget, check_device, host_threads, open_device, plan_device, price_steps, slab_bytes
+from moelens.offload import (
+    Budget,
+    check_device,
+    device_sizes,
+    guessed_hardware,
+    host_threads,
+    open_device,
+    price_steps,
+    slab_bytes,
+)
 from moelens.ops.native import NativeOps
 from moelens.options import EngineOptions
-from moelens.plan import Plan
-from moelens.planning.default import BLOCK_TOKENS, Limits, Sizes, choose_plan
+from moelens.plan import Plan, Streaming
+from moelens.planning.default import BLOCK_TOKENS, Limits, Sizes
+from moelens.planning.device import placed
 from moelens.planning.disk import read_layers
 from moelens.planning.tuning import Room
 from moelens.stopping import Stopping
@@ -59,35 +70,44 @@ def build_engine(
     ops = NativeOps(threads, empty=ActivationPool().empty)
     sizes = _sizes(options, architecture, ops)
     memory_bytes = _memory_bytes(options)
-    plan, max_model_len = _plan(options, architecture.config, sizes, memory_bytes, ops.threads)
-    budget = Budget(options.gpu_memory_utilization, options.gpu_memory_bytes)
-    plan, placement = plan_device(device, plan, architecture, ops, given=options.plan is not None, budget=budget)
+    measured = machine_measured(architecture.config, ops.threads, device)
+    layout = _lay_out(options, architecture, ops, sizes, memory_bytes, measured)
+    plan, placement = layout.plan, layout.placement
     weights = _weights(options, folder, architecture, ops, plan, show_progress)
-    stopping = Stopping(tokenizer, _eos_token_ids(architecture, folder, tokenizer), max_model_len)
-    cost = measured_cost(architecture.config, plan, device, placement)
+    stopping = Stopping(tokenizer, _eos_token_ids(architecture, folder, tokenizer), layout.max_model_len)
+    cost = None if measured is None else cost_model(architecture.config, plan, measured, placement)
     pricing = price_steps(device, architecture.config, plan, placement, cost)
     side = open_device(device, architecture, weights, ops, plan, placement, pricing)
     engine = Engine(architecture, weights, ops, side.machine, plan, stopping, side.memory, pricing)
     expect_steps(engine, cost)
     left = memory_bytes - sizes.host_bytes(plan.disk_layers)
     room = Room(options.fixed_limits(), left, sizes.block_bytes, has_device=engine.has_device)
-    engine.chooser = LimitChooser(engine, room, pricing)
+    engine.chooser = LimitChooser(engine, room, pricing, layout.reasons)
     return engine
 
 
 def _sizes(options: EngineOptions, architecture: Architecture, ops: NativeOps) -> Sizes:
     layers, resident = slab_bytes(architecture, ops)
     total = resident + sum(layer.front + layer.block for layer in layers)
-    block = kv_block_bytes(architecture.config, ops, BLOCK_TOKENS)
-    return Sizes(total, block, layers if _has_own_files(options) else ())
+    block_tokens = options.block_size or BLOCK_TOKENS
+    block = kv_block_bytes(architecture.config, ops, block_tokens)
+    return Sizes(total, block, layers if _has_own_files(options) else (), block_tokens)
 
 
-def _plan(
-    options: EngineOptions, config: ModelConfig, sizes: Sizes, memory_bytes: int, threads: int
-) -> tuple[Plan, int]:
+def _lay_out(
+    options: EngineOptions,
+    architecture: Architecture,
+    ops: NativeOps,
+    sizes: Sizes,
+    memory_bytes: int,
+    measured: HardwareSpec | None,
+) -> Layout:
+    config, device = architecture.config, parse_device(options.device)
+    room = device_sizes(device, architecture, ops, Budget(options.gpu_memory_utilization, options.gpu_memory_bytes))
     if options.plan is not None:
         length = min(options.max_model_len or config.max_context, options.plan.kv_tokens)
-        return options.plan, length
+        placement = None if room is None else placed(options.plan, config, room)
+        return Layout(options.plan, placement, length, ("laid out by the plan that was given",))
     limits = Limits(
         memory_bytes=memory_bytes,
         max_model_len=options.max_model_len,
@@ -96,8 +116,10 @@ def _plan(
         kv_bytes=options.kv_cache_memory_bytes,
         weight_bytes=options.cpu_weights_memory_bytes,
         share_prefixes=options.enable_prefix_caching,
+        streaming=Streaming.of(options),
     )
-    return choose_plan(config, sizes, limits, threads)
+    hardware = measured or guessed_hardware(device, ops.threads)
+    return choose_layout(config, sizes, limits, ops.threads, hardware, room, measured=measured is not None)
 
 
 def _memory_bytes(options: EngineOptions) -> int:

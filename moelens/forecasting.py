@@ -37,18 +37,18 @@ def forecasting(engine: Engine, workload: Workload | None, *, wanted: bool) -> I
         engine.on_step = None
 
 
-def measured_cost(config: ModelConfig, plan: Plan, device: Device, placement: Placement | None) -> CostModel | None:
-    """What steps of `plan` cost on this machine and `device`; None if they were not measured before."""
+def machine_measured(config: ModelConfig, threads: int, device: Device) -> HardwareSpec | None:
+    """This machine and `device`; None if they were not measured before."""
     from moelens.ops.native import choose_isa
     from moelens.planning.measured import known_hardware
 
-    hardware = known_hardware(config, plan.threads, choose_isa(None), device)
-    return None if hardware is None else _cost_model(config, plan, hardware, placement)
+    return known_hardware(config, threads, choose_isa(None), device)
 
 
-def _cost_model(
+def cost_model(
     config: ModelConfig, plan: Plan, hardware: HardwareSpec, placement: Placement | None = None
 ) -> CostModel:
+    """What steps of `plan` cost."""
     return CostModel(config, hardware, load_chunks=plan.load_chunks, placement=placement, disk_layers=plan.disk_layers)
 
 
@@ -75,5 +75,5 @@ def make_forecast(engine: Engine, workload: Workload) -> Forecast:
     cost = engine.cost
     if cost is None:
         hardware = unmeasured(engine.plan.threads, has_device=engine.has_device)
-        cost = replace(_cost_model(engine.config, engine.plan, hardware), routing=engine.routing)
+        cost = replace(cost_model(engine.config, engine.plan, hardware), routing=engine.routing)
     return Forecast(cost, engine.plan, workload, is_measured=engine.cost is not None)

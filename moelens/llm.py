@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import inspect
 import os
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -36,10 +35,11 @@ if TYPE_CHECKING:
 class LLM:
     """A Mixture-of-Experts model, its tokenizer and the memory for the requests that run.
 
-    `model` is a folder or a hub id. Sizes left at None are chosen from the memory there is. Arguments have vLLM's names
-    and defaults; `device`, `cpu_memory_bytes`, `cpu_weights_memory_bytes`, `num_threads`, `shared_weights_dir` and
-    `plan` are moelens' own. Where the weights don't fit in `cpu_memory_bytes` (None: most of what is available), or in
-    `cpu_weights_memory_bytes` of it, experts are read from the checkpoint's files in every step.
+    `model` is a folder or a hub id. What is left at None is chosen, around all that is given (`plan_reasons` says why).
+    Arguments have vLLM's names and defaults; `device`, `cpu_memory_bytes`, `cpu_weights_memory_bytes`, `num_threads`,
+    `shared_weights_dir`, `plan` and those of a `Plan` for a device (`parts`, `ring_layers`, `load_chunks`,
+    `resident_layers`, `experts_on_host`) are moelens' own. Where weights don't fit in `cpu_memory_bytes` (None: most of
+    what is available), or in `cpu_weights_memory_bytes` of it, experts are read from files in every step.
     `quantization` is None or "int8", for weights that are quantised as they are loaded: faster, a little less exact.
     Processes with the same `shared_weights_dir`, a folder of a local disk, have one copy of the weights in memory.
 
@@ -84,10 +84,16 @@ class LLM:
         cpu_weights_memory_bytes: int | None = None,
         num_threads: int | None = None,
         shared_weights_dir: str | os.PathLike[str] | None = None,
+        block_size: int | None = None,
+        parts: int | None = None,
+        ring_layers: int | None = None,
+        load_chunks: int | None = None,
+        resident_layers: int | None = None,
+        experts_on_host: bool | None = None,
         plan: Plan | None = None,
         **unsupported: object,
     ) -> None:
-        refuse_arguments(unsupported, _supported_arguments())
+        refuse_arguments(unsupported, LLM.__init__)
         check_fixed(
             trust_remote_code=trust_remote_code,
             tensor_parallel_size=tensor_parallel_size,
@@ -120,6 +126,12 @@ class LLM:
             hf_overrides=hf_overrides,
             download_dir=None if download_dir is None else os.fspath(download_dir),
             shared_weights_dir=None if shared_weights_dir is None else os.fspath(shared_weights_dir),
+            block_size=block_size,
+            parts=parts,
+            ring_layers=ring_layers,
+            load_chunks=load_chunks,
+            resident_layers=resident_layers,
+            experts_on_host=experts_on_host,
             plan=plan,
         )
         self._chat_template = read_chat_template(chat_template)
@@ -372,11 +384,6 @@ class LLM:
         if self._tokenizer is None:
             raise ConfigError("There is no tokenizer, as skip_tokenizer_init=True was given: leave it out.")
         return self._tokenizer
-
-
-def _supported_arguments() -> list[str]:
-    parameters = inspect.signature(LLM.__init__).parameters.values()
-    return [p.name for p in parameters if p.name != "self" and p.kind is not inspect.Parameter.VAR_KEYWORD]
 
 
 def _find_model(options: EngineOptions) -> Path:

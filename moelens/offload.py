@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 
+from moelens.cost.hardware import HardwareSpec
 from moelens.cost.seconds import CostModel
 from moelens.devices import CpuDevice, CudaDevice, Device, EmulatedDevice
 from moelens.errors import ConfigError
@@ -27,8 +28,8 @@ from moelens.ops.cuda import CudaOps, load_kernels
 from moelens.ops.interface import Ops
 from moelens.ops.native import NativeOps, schedulable_cores
 from moelens.plan import Placement, Plan
-from moelens.planning.device import MOST_PARTS, DeviceSizes, fit, fixed, for_device
-from moelens.planning.forecast import unmeasured
+from moelens.planning.device import DeviceSizes, placed
+from moelens.planning.forecast import unmeasured, unmeasured_emulation
 from moelens.planning.placement import LayerBytes
 from moelens.planning.pricing import StepPricing
 
@@ -71,25 +72,37 @@ def check_device(device: Device) -> None:
         load_kernels()
 
 
-def plan_device(
-    device: Device, plan: Plan, architecture: Architecture, ops: Ops, *, given: bool, budget: Budget = NO_BUDGET
-) -> tuple[Plan, Placement | None]:
-    """The plan with what the device needs of it, and what lies on the device; a `given` plan stays as it is.
+def device_sizes(
+    device: Device, architecture: Architecture, ops: Ops, budget: Budget = NO_BUDGET
+) -> DeviceSizes | None:
+    """A device's memory and what it would hold of a model, to the byte; None where the host does all.
 
-    `budget` is of a GPU. Raises CapacityError when the device's memory is too small.
+    `budget` is of a GPU. Raises CapacityError when it has less.
     """
     if isinstance(device, CpuDevice):
-        return plan, None
+        return None
     if isinstance(device, EmulatedDevice):
         memory_bytes = device.memory_bytes
     else:
         memory_bytes = gpu_budget(*torch.cuda.mem_get_info(device.index), budget.utilization, budget.memory_bytes)
     config = architecture.config
-    if given:
-        return plan, fixed(plan, config, _sizes(architecture, ops, plan), memory_bytes)
-    plan = replace(plan, parts=MOST_PARTS, experts_on_host=isinstance(device, EmulatedDevice))
-    sizes = _sizes(architecture, ops, plan)
-    return fit(for_device(plan, sizes), config, sizes, memory_bytes)
+    layers, resident = slab_bytes(architecture, ops)
+
+    def transfers(plan: Plan) -> int:
+        return transfer_bytes(config, ops, plan.step_tokens, plan.parts, finished=plan.experts_on_host)
+
+    return DeviceSizes(memory_bytes, layers, resident, transfers, same_bits=isinstance(device, EmulatedDevice))
+
+
+def place_plan(
+    device: Device, plan: Plan, architecture: Architecture, ops: Ops, budget: Budget = NO_BUDGET
+) -> Placement | None:
+    """What lies on the device under a plan that is given; None where the host does all.
+
+    `budget` is of a GPU. Raises CapacityError when the device's memory is too small.
+    """
+    sizes = device_sizes(device, architecture, ops, budget)
+    return None if sizes is None else placed(plan, architecture.config, sizes)
 
 
 def open_device(
@@ -125,16 +138,22 @@ def price_steps(
     placement: Placement | None,
     measured: CostModel | None = None,
 ) -> StepPricing | None:
-    """What steps take: first as the machine was `measured`, or by guesses and the device's declared link; soon by what
-    they are measured to take.
+    """What steps take: first as the machine was `measured`, or by guesses and an emulated device's declared link; soon
+    by what they are measured to take.
     """
     if placement is None:
         return None
     if measured is not None:
         return StepPricing(measured)
-    link = device.link_bytes_per_second if isinstance(device, EmulatedDevice) else None
-    hardware = unmeasured(plan.threads, has_device=True, link_bytes_per_second=link)
+    hardware = guessed_hardware(device, plan.threads)
     return StepPricing(CostModel(config, hardware, load_chunks=plan.load_chunks, placement=placement))
+
+
+def guessed_hardware(device: Device, threads: int) -> HardwareSpec:
+    """A machine that nobody measured."""
+    if isinstance(device, EmulatedDevice):
+        return unmeasured_emulation(threads, device)
+    return unmeasured(threads, has_device=isinstance(device, CudaDevice))
 
 
 def _open_gpu(
@@ -166,13 +185,3 @@ def slab_bytes(architecture: Architecture, ops: Ops) -> tuple[tuple[LayerBytes, 
     layouts = [SlabLayout.of(specs, ops, dtype) for specs in architecture.layer_tensors]
     layers = tuple(LayerBytes(layout.front.nbytes, layout.block.nbytes) for layout in layouts)
     return layers, SlabLayout.of(architecture.resident_tensors, ops, dtype).nbytes
-
-
-def _sizes(architecture: Architecture, ops: Ops, plan: Plan) -> DeviceSizes:
-    config = architecture.config
-    layers, resident = slab_bytes(architecture, ops)
-
-    def transfers(tokens: int) -> int:
-        return transfer_bytes(config, ops, tokens, plan.parts, finished=plan.experts_on_host)
-
-    return DeviceSizes(layers, resident, transfers)

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import numbers
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import Any
 
-from moelens.devices import CudaDevice, parse_device
+from moelens.devices import CpuDevice, CudaDevice, parse_device
 from moelens.errors import ConfigError
 from moelens.models.config import Quantization
-from moelens.plan import Plan
+from moelens.plan import KEYS_AT_ONCE, Plan, Streaming
 
 DTYPES = ("auto", "bfloat16", "float32")
 QUANTIZATIONS = tuple(one.value for one in Quantization)
@@ -25,8 +25,10 @@ class EngineOptions:
     keeps the weights of large products as 8-bit whole numbers, made as they are loaded. `load_format`
     "dummy" makes random weights from the config alone. `shared_weights_dir` is where processes share one copy of the
     weights (None: each has its own). Of `cpu_memory_bytes`, weights take `cpu_weights_memory_bytes` at most (None: all
-    of them if they fit beside a cache); experts beyond are read from the files in each step. `plan` fixes everything
-    that is otherwise derived from the sizes. `hf_overrides` replaces entries of config.json.
+    of them if they fit beside a cache); experts beyond are read from the files in each step. The cache is of blocks of
+    `block_size` tokens. `parts`, `ring_layers`, `load_chunks`, `resident_layers` and `experts_on_host` are those of a
+    `Plan` for a device. `plan` fixes everything that is otherwise chosen. `hf_overrides` replaces entries of
+    config.json.
 
     Raises ConfigError for a value that can't be.
     """
@@ -52,6 +54,12 @@ class EngineOptions:
     shared_weights_dir: str | None = None
     gpu_memory_utilization: float | None = None
     gpu_memory_bytes: int | None = None
+    block_size: int | None = None
+    parts: int | None = None
+    ring_layers: int | None = None
+    load_chunks: int | None = None
+    resident_layers: int | None = None
+    experts_on_host: bool | None = None
     plan: Plan | None = None
 
     def __post_init__(self) -> None:
@@ -66,6 +74,8 @@ class EngineOptions:
             _require_whole(name, getattr(self, name), 1)
         for name in ("kv_cache_memory_bytes", "cpu_memory_bytes", "cpu_weights_memory_bytes", "gpu_memory_bytes"):
             _require_whole(name, getattr(self, name), 1)
+        self._check_block_size()
+        self._check_streaming()
         if self.hf_overrides is not None and not isinstance(self.hf_overrides, Mapping):
             raise ConfigError(
                 f"hf_overrides must be a dict of entries of config.json, got {type(self.hf_overrides).__name__}."
@@ -102,6 +112,26 @@ class EngineOptions:
                 "and pinning would give each process pages of its own. Leave one of them out."
             )
 
+    def _check_block_size(self) -> None:
+        _require_whole("block_size", self.block_size, 1)
+        if self.block_size is not None and self.block_size % KEYS_AT_ONCE:
+            raise ConfigError(
+                f"block_size must be a multiple of {KEYS_AT_ONCE}, got {self.block_size}: the kernels attend to so "
+                "many keys of a block at once. Round it up, or leave it out."
+            )
+
+    def _check_streaming(self) -> None:
+        for name, least in (("parts", 1), ("ring_layers", 2), ("load_chunks", 1), ("resident_layers", 0)):
+            _require_whole(name, getattr(self, name), least)
+        if not isinstance(self.experts_on_host, bool | None):
+            raise ConfigError(f"experts_on_host must be True or False, got {self.experts_on_host!r}.")
+        given = list(Streaming.of(self).fixed)
+        if given and isinstance(parse_device(self.device), CpuDevice):
+            raise ConfigError(
+                f"{', '.join(given)} can't be given with device={self.device!r}: weights stream to a device "
+                "only. Leave it out, or use device='cuda'."
+            )
+
     def fixed_limits(self) -> frozenset[str]:
         """The limits of steps, by their names in a plan, that the user fixed."""
         if self.plan is not None:
@@ -124,6 +154,7 @@ class EngineOptions:
         names = (
             *("max_num_seqs", "max_num_batched_tokens", "num_threads"),
             *("kv_cache_memory_bytes", "cpu_weights_memory_bytes"),
+            *("block_size", *(field.name for field in fields(Streaming))),
         )
         return [name for name in names if getattr(self, name) is not None]
 

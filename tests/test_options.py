@@ -10,6 +10,7 @@ from moelens.errors import ConfigError
 from moelens.options import EngineOptions
 from moelens.plan import Plan
 
+DEVICE = {"device": "emulated:link=4GB/s,memory=600MB"}
 PLAN = Plan(step_tokens=8, max_requests=4, kv_blocks=4)
 
 
@@ -32,6 +33,18 @@ PLAN = Plan(step_tokens=8, max_requests=4, kv_blocks=4)
         ({"cpu_weights_memory_bytes": 1, "load_format": "dummy"}, "load_format='dummy' has none"),
         ({"cpu_weights_memory_bytes": 1, "shared_weights_dir": "d"}, "with shared_weights_dir is not supported"),
         ({"num_threads": True}, "num_threads must be an integer, got True"),
+        ({"block_size": 16}, "block_size must be a multiple of 32, got 16: the kernels .* leave it out"),
+        ({"block_size": "32"}, "block_size must be an integer, got '32'"),
+        ({**DEVICE, "parts": 0}, "parts must be at least 1, got 0"),
+        ({**DEVICE, "ring_layers": 1}, "ring_layers must be at least 2, got 1"),
+        ({**DEVICE, "load_chunks": 2.5}, "load_chunks must be an integer, got 2.5"),
+        ({**DEVICE, "resident_layers": -1}, "resident_layers must be at least 0, got -1"),
+        ({**DEVICE, "experts_on_host": 1}, "experts_on_host must be True or False, got 1"),
+        (
+            {"parts": 2, "resident_layers": 0},
+            "parts, resident_layers can't be given with device='auto': .*Leave it out",
+        ),
+        ({**DEVICE, "plan": PLAN, "parts": 2, "block_size": 64}, "block_size, parts can't be given together with plan"),
         ({"hf_overrides": ["a"]}, "hf_overrides must be a dict .*, got list"),
         ({"plan": PLAN, "num_threads": 2, "max_num_seqs": 2}, "max_num_seqs, num_threads can't be given together"),
         (

@@ -6,10 +6,12 @@ import argparse
 import difflib
 import json
 from collections.abc import Mapping, Sequence
+from dataclasses import fields
 from typing import Any, NoReturn
 
 from moelens.arguments import unsupported_reason
 from moelens.bench.arguments import parse_bytes
+from moelens.plan import Streaming
 
 _SERVER = "moelens has no server"
 _REFUSED: Mapping[str, str] = {
@@ -81,6 +83,21 @@ def add_model_flags(parser: argparse.ArgumentParser) -> None:
     engine.add_argument("--gpu-memory-bytes", type=parse_bytes, help="of a GPU, e.g. 16GB")
     engine.add_argument("--num-threads", type=positive)
     engine.add_argument("--shared-weights-dir", help="a folder where processes share one copy of the weights")
+    add_plan_flags(engine)
+
+
+def add_plan_flags(group: argparse._ArgumentGroup) -> None:
+    """The flags that fix what is else chosen of a plan, beside the limits of steps and memory."""
+    group.add_argument("--block-size", type=positive, help="tokens of a block of the cache, a multiple of 32")
+    group.add_argument("--parts", type=positive, help="of a step, for a device")
+    group.add_argument("--ring-layers", type=positive, help="whose weights a device holds at once while they stream")
+    group.add_argument("--load-chunks", type=positive, help="in which a layer's weights stream")
+    group.add_argument("--resident-layers", type=int, help="that stay on a device")
+    group.add_argument(
+        "--experts-on-host",
+        action=argparse.BooleanOptionalAction,
+        help="whether the host may finish rows of small steps for a device",
+    )
 
 
 ENGINE_ARGUMENTS = (
@@ -109,6 +126,8 @@ ENGINE_ARGUMENTS = (
     "gpu_memory_bytes",
     "num_threads",
     "shared_weights_dir",
+    "block_size",
+    *(field.name for field in fields(Streaming)),
 )
 
 

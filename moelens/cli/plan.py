@@ -12,9 +12,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from moelens.bench.arguments import parse_bytes
-from moelens.cli.flags import Parser, json_object, positive
+from moelens.cli.flags import Parser, add_plan_flags, json_object, positive
 from moelens.devices import parse_device
 from moelens.errors import ConfigError, MoelensError
+from moelens.plan import Streaming
 
 if TYPE_CHECKING:
     from moelens.cost.workload import Workload
@@ -58,6 +59,7 @@ def make_parser() -> Parser:
     limits.add_argument("--max-num-batched-tokens", type=positive, help="rows of a step")
     limits.add_argument("--max-num-seqs", type=positive, help="requests of a step")
     limits.add_argument("--num-threads", type=positive, help="of this machine")
+    add_plan_flags(limits)
     parser.add_argument("--json", action="store_true", help="as JSON")
     parser.add_argument("--plot", type=Path, help="draw throughput over memory, lanes over time and rooflines")
     return parser
@@ -76,6 +78,7 @@ def run(argv: Sequence[str]) -> int:
 
 def _plan(found: argparse.Namespace) -> int:
     from moelens.planning import advice, report
+    from moelens.planning.default import BLOCK_TOKENS
 
     workload = _workload(found)
     wishes = advice.Wishes(
@@ -87,6 +90,8 @@ def _plan(found: argparse.Namespace) -> int:
         threads=found.num_threads,
         weight_bytes=found.weights_memory,
         disk_bytes_per_second=found.disk_bandwidth,
+        block_tokens=found.block_size or BLOCK_TOKENS,
+        streaming=Streaming.of(found),
     )
     model = os.path.expanduser(found.model)
     outlook = advice.advise(

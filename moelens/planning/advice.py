@@ -14,18 +14,19 @@ from moelens.cost.hardware import HardwareSpec
 from moelens.cost.seconds import CostModel
 from moelens.cost.work import model_weight_bytes
 from moelens.cost.workload import Workload
-from moelens.devices import CpuDevice, Device
+from moelens.devices import CpuDevice, Device, EmulatedDevice
 from moelens.errors import ConfigError
 from moelens.memory.available import available_bytes
 from moelens.models.architecture import Architecture
 from moelens.models.config import ModelConfig, Quantization
 from moelens.models.registry import build
+from moelens.plan import FREE, Streaming
 from moelens.planning.catalogue import model_names, named_config, named_hardware, nearest_model
 from moelens.planning.default import BLOCK_TOKENS, Limits, Sizes
 from moelens.planning.disk import layer_bytes
 from moelens.planning.reading import file_bytes_per_second
 from moelens.planning.report import Outlook, look_ahead
-from moelens.planning.search import choose
+from moelens.planning.search import choose, device_sizes
 
 CPU = CpuDevice()
 SHARE_OF_MEMORY = 0.9  # of what there is, for weights, cache and activations
@@ -42,6 +43,8 @@ class Wishes:
     max_requests: int | None = None
     threads: int | None = None
     weight_bytes: int | None = None
+    block_tokens: int = BLOCK_TOKENS
+    streaming: Streaming = FREE
     disk_bytes_per_second: float | None = None
 
 
@@ -94,6 +97,11 @@ def advise(
             f"quantization={config.quantization.value!r} on {spec.name} is not supported: products run on its device, "
             "and there are int8 kernels for CPUs only. Leave it out, or give a machine without a device."
         )
+    if spec.device is None and (given := list(wishes.streaming.fixed)):
+        raise ConfigError(
+            f"{', '.join(given)} can't be given for {spec.name}: weights stream to a device only, and it has none. "
+            "Leave it out, or give another machine or --device."
+        )
     longest = max(map(sum, zip(workload.prompt_tokens, workload.output_tokens, strict=True)))
     limits = Limits(
         memory_bytes=wishes.host_bytes or _host_bytes(spec),
@@ -102,15 +110,22 @@ def advise(
         step_tokens=wishes.step_tokens,
         kv_bytes=wishes.kv_bytes,
         weight_bytes=wishes.weight_bytes,
+        streaming=wishes.streaming,
     )
     spec = _with_disk(spec, wishes, Path(name), config, limits)
-    choice = choose(CostModel(config, spec), sizes_of(config), limits, threads, workload)
+    room = None
+    if spec.device is not None:
+        same_bits = isinstance(device, EmulatedDevice)
+        room = device_sizes(config, int(spec.device.memory_bytes), same_bits=same_bits)
+    sizes = sizes_of(config, wishes.block_tokens)
+    choice = choose(CostModel(config, spec), sizes, limits, threads, workload, device=room)
     return look_ahead(name, choice, workload)
 
 
-def sizes_of(config: ModelConfig) -> Sizes:
+def sizes_of(config: ModelConfig, block_tokens: int = BLOCK_TOKENS) -> Sizes:
     """Bytes of a model and of a block, by its config alone."""
-    return Sizes(model_weight_bytes(config), config.kv_bytes_per_token * BLOCK_TOKENS, layer_bytes(config))
+    block_bytes = config.kv_bytes_per_token * block_tokens
+    return Sizes(model_weight_bytes(config), block_bytes, layer_bytes(config), block_tokens)
 
 
 def _with_disk(spec: HardwareSpec, wishes: Wishes, folder: Path, config: ModelConfig, limits: Limits) -> HardwareSpec:

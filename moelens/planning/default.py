@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from moelens.cost.footprint import activation_bytes
 from moelens.errors import CapacityError, ConfigError
 from moelens.models.config import ModelConfig
-from moelens.plan import Plan
+from moelens.plan import FREE, Plan, Streaming
 from moelens.planning.disk import disk_layers, host_weight_bytes
 from moelens.planning.placement import LayerBytes
 
@@ -29,7 +29,7 @@ class Limits:
     """What the user fixed; None: to be chosen.
 
     `memory_bytes` is for weights, cache and activations together; `weight_bytes` and `kv_bytes` are what of it weights
-    and cache may take.
+    and cache may take. `streaming` is of a device.
     """
 
     memory_bytes: int
@@ -39,11 +39,13 @@ class Limits:
     kv_bytes: int | None = None
     weight_bytes: int | None = None
     share_prefixes: bool = True
+    streaming: Streaming = FREE
 
 
 @dataclass(frozen=True)
 class Sizes:
-    """What is already known of a model in memory: bytes of its weights, and of one cache block over all layers.
+    """What is already known of a model in memory: bytes of its weights, and of one cache block of `block_tokens` tokens
+    over all layers.
 
     `layers` are those whose experts may be read from disk in every step; none where the weights are in no files.
     """
@@ -51,6 +53,7 @@ class Sizes:
     weight_bytes: int
     block_bytes: int
     layers: tuple[LayerBytes, ...] = ()
+    block_tokens: int = BLOCK_TOKENS
 
     @property
     def resident_bytes(self) -> int:
@@ -75,14 +78,14 @@ def choose_plan(config: ModelConfig, sizes: Sizes, limits: Limits, threads: int)
         max_requests, step_tokens = _step(config, limits, on_disk=True)
         on_disk = _on_disk(config, sizes, limits, step_tokens, max_requests * length)
     blocks = _kv_bytes(config, sizes, limits, step_tokens, on_disk) // sizes.block_bytes
-    blocks = min(blocks, max_requests * -(-length // BLOCK_TOKENS))
-    if blocks * BLOCK_TOKENS < length:
+    blocks = min(blocks, max_requests * -(-length // sizes.block_tokens))
+    if blocks * sizes.block_tokens < length:
         length = _shortened(length, blocks, sizes, limits)
     plan = Plan(
         step_tokens=step_tokens,
         max_requests=max_requests,
         kv_blocks=blocks,
-        block_tokens=BLOCK_TOKENS,
+        block_tokens=sizes.block_tokens,
         share_prefixes=limits.share_prefixes,
         retained_blocks=_retained_blocks(limits, blocks),
         ring_layers=max(2, len(config.layers)),
@@ -116,7 +119,7 @@ def _on_disk(config: ModelConfig, sizes: Sizes, limits: Limits, step_tokens: int
     if limits.kv_bytes is None:
         if sizes.weight_bytes <= min(allowed, left - sizes.block_bytes):
             return ()
-        useful = min(most_context, MAX_REQUESTS * USUAL_TOKENS) // BLOCK_TOKENS * sizes.block_bytes
+        useful = min(most_context, MAX_REQUESTS * USUAL_TOKENS) // sizes.block_tokens * sizes.block_bytes
         allowed = min(allowed, left - max(sizes.block_bytes, min(useful, left // 2)))
     found = disk_layers(sizes.layers, sizes.resident_bytes, allowed)
     if found is None:  # then as little as there may be
@@ -132,7 +135,7 @@ def _on_disk(config: ModelConfig, sizes: Sizes, limits: Limits, step_tokens: int
 
 
 def _retained_blocks(limits: Limits, blocks: int) -> int:
-    """All blocks of a cache whose size was asked for; of one that may grow into all memory, an eighth."""
+    """All blocks of a cache whose size was asked for or weighed; of one that may grow into all memory, an eighth."""
     if not limits.share_prefixes:
         return 0
     return blocks if limits.kv_bytes is not None else blocks // 8
@@ -165,9 +168,9 @@ def _kv_bytes(config: ModelConfig, sizes: Sizes, limits: Limits, step_tokens: in
 
 
 def _shortened(length: int, blocks: int, sizes: Sizes, limits: Limits) -> int:
-    holds = blocks * BLOCK_TOKENS
+    holds = blocks * sizes.block_tokens
     if limits.max_model_len is not None or blocks < 1:
-        needed = -(-length // BLOCK_TOKENS) * sizes.block_bytes
+        needed = -(-length // sizes.block_tokens) * sizes.block_bytes
         raise CapacityError(
             f"The key/value cache holds {holds} tokens, but one sequence may take {length} (max_model_len). Raise "
             f"kv_cache_memory_bytes to {needed} or more, or lower max_model_len to {holds} or less."

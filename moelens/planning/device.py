@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 
 from moelens.cost.footprint import activation_bytes
 from moelens.errors import CapacityError
 from moelens.models.config import ModelConfig
-from moelens.plan import Placement, Plan
+from moelens.plan import Placement, Plan, Streaming
+from moelens.planning.default import Limits
 from moelens.planning.placement import DeviceNeeds, LayerBytes, place
 
 MOST_PARTS = 3  # of a step: while the host attends for one, the device works for another; a fourth gained nothing
@@ -19,39 +21,54 @@ LEAST_CHUNKS = 8  # of a layer: attended rows wait for one chunk, so that is wha
 
 @dataclass(frozen=True)
 class DeviceSizes:
-    """What a device would hold of a model: bytes of each layer, of the weights that every step uses, and of transfers
-    by the rows of a step."""
+    """A device's memory, and what it would hold of a model: bytes of each layer, of the weights that every step uses,
+    and of transfers by the plan. With `same_bits` it computes as the host does, bit by bit."""
 
+    memory_bytes: int
     layers: Sequence[LayerBytes]
     resident: int
-    transfers: Callable[[int], int]
-
-    def needs(self, config: ModelConfig, step_tokens: int) -> DeviceNeeds:
-        """Beside the layers, in steps of so many rows."""
-        return DeviceNeeds(self.resident, activation_bytes(config, step_tokens), self.transfers(step_tokens))
+    transfers: Callable[[Plan], int]
+    same_bits: bool = False
 
 
-def for_device(plan: Plan, sizes: DeviceSizes) -> Plan:
-    """`plan` in parts, with weights that stream in chunks."""
+def for_device(plan: Plan, sizes: DeviceSizes, streaming: Streaming) -> Plan:
+    """`plan` in parts, with weights that stream in chunks, and with all that the user fixed of it."""
     block = max(layer.block for layer in sizes.layers)
     chunks = max(LEAST_CHUNKS, -(-block // CHUNK_BYTES))
-    return replace(plan, parts=MOST_PARTS, choose_parts=True, ring_layers=RING_LAYERS, load_chunks=chunks)
+    usual: dict[str, Any] = {
+        "parts": MOST_PARTS,
+        "ring_layers": RING_LAYERS,
+        "load_chunks": chunks,
+        "experts_on_host": sizes.same_bits,
+    }
+    return replace(plan, choose_parts=streaming.parts is None, **(usual | streaming.fixed))
 
 
-def fit(plan: Plan, config: ModelConfig, sizes: DeviceSizes, memory_bytes: int) -> tuple[Plan, Placement]:
-    """`plan` with as many rows in a step, halved from its own, as the device's memory allows beside a ring of layers.
+def fit(plan: Plan, config: ModelConfig, sizes: DeviceSizes, limits: Limits) -> tuple[Plan, Placement]:
+    """`plan`, or with as many rows in a step (to a 32nd) as the device's memory allows beside a ring of layers.
 
-    Raises CapacityError when it is too small for as many rows as there may be requests.
+    Raises CapacityError when it is too small for what `limits` fix.
     """
-    while True:
+
+    def of(rows: int) -> tuple[Plan, Placement]:
+        smaller = replace(plan, step_tokens=rows, max_requests=min(plan.max_requests, rows))
+        return smaller, placed(smaller, config, sizes)
+
+    low, high = limits.step_tokens or limits.max_requests or 1, plan.step_tokens
+    try:
+        return of(high)
+    except CapacityError:
+        found = of(low)
+    while high - low > max(1, low // 32):
+        middle = (low + high) // 2
         try:
-            return plan, fixed(plan, config, sizes, memory_bytes)
+            found, low = of(middle), middle
         except CapacityError:
-            if plan.step_tokens == plan.max_requests:
-                raise
-        plan = replace(plan, step_tokens=max(plan.max_requests, plan.step_tokens // 2))
+            high = middle
+    return found
 
 
-def fixed(plan: Plan, config: ModelConfig, sizes: DeviceSizes, memory_bytes: int) -> Placement:
-    """What lies where under a plan that is given. Raises CapacityError when it can't."""
-    return place(sizes.layers, sizes.needs(config, plan.step_tokens), plan.ring_layers, memory_bytes)
+def placed(plan: Plan, config: ModelConfig, sizes: DeviceSizes) -> Placement:
+    """What lies where under a plan. Raises CapacityError when it can't."""
+    needs = DeviceNeeds(sizes.resident, activation_bytes(config, plan.step_tokens), sizes.transfers(plan))
+    return place(sizes.layers, needs, plan.ring_layers, sizes.memory_bytes, plan.resident_layers)

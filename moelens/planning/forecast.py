@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from moelens.cost.hardware import HardwareSpec, Processor
 from moelens.cost.seconds import CostModel
 from moelens.cost.workload import StepShape, Workload
+from moelens.devices import EmulatedDevice
 from moelens.errors import CapacityError
 from moelens.pipeline.task import Stage
 from moelens.pipeline.timeline import ExpectedStep
@@ -124,11 +125,22 @@ class Forecast:
 def unmeasured(threads: int, *, has_device: bool, link_bytes_per_second: float | None = None) -> HardwareSpec:
     """A machine of which nobody knows anything but the number of threads, and perhaps the link's speed: a shape that
     measured steps put right."""
-    host = Processor("processor", 1e11 * threads, 1e10 * min(4, threads), 1e10, 1e-5)
+    host = _unmeasured_cores("processor", threads)
     if not has_device:
         return HardwareSpec("unmeasured", host)
     link = link_bytes_per_second or 1e10
     return HardwareSpec("unmeasured", host, Processor("device", 1e13, 5e11, 1e10, 1e-5), link, link)
+
+
+def unmeasured_emulation(threads: int, device: EmulatedDevice) -> HardwareSpec:
+    """The same of a machine whose device is threads of its own."""
+    host, cores = _unmeasured_cores("processor", threads), _unmeasured_cores("device", device.threads)
+    link = device.link_bytes_per_second
+    return HardwareSpec("unmeasured", host, cores, link, link)
+
+
+def _unmeasured_cores(name: str, threads: int) -> Processor:
+    return Processor(name, 1e11 * threads, 1e10 * min(4, threads), 1e10, 1e-5)
 
 
 def _ratio(pair: tuple[float, float]) -> float:

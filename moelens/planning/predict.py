@@ -8,6 +8,7 @@ where the cache is so short that requests are preempted often, the closed form i
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Mapping, Sequence
 
 from moelens.cost.footprint import activation_bytes
@@ -15,6 +16,7 @@ from moelens.cost.lanes import LaneCosts
 from moelens.cost.seconds import CostModel
 from moelens.cost.work import model_weight_bytes
 from moelens.cost.workload import StepShape, Workload
+from moelens.errors import CapacityError
 from moelens.models.config import ModelConfig
 from moelens.pipeline.task import Resource
 from moelens.plan import Plan
@@ -64,6 +66,20 @@ def steady(cost: CostModel, plan: Plan, workload: Workload) -> Prediction:
     prediction.peak_kv_blocks = min(plan.kv_blocks, round(flow.per_pass * flow.held_blocks))
     prediction.seconds += cost.fresh_seconds(0, prediction.peak_kv_blocks * plan.block_tokens)
     return prediction
+
+
+def rough_seconds(cost: CostModel, plan: Plan, workload: Workload) -> float:
+    """What `steady` takes with the formula of `LaneCosts` for a pass in place of clocks: to tell which of many plans
+    are worth more. Infinite when a request is longer than the cache."""
+    try:
+        check_fits(plan, workload)
+    except CapacityError:
+        return math.inf
+    lanes, seconds = LaneCosts.of(cost), 0.0
+    for passes, shape in Flow.of(plan, workload).phases():
+        parts = shape.cut(_parts(cost, plan, shape)) or [shape]
+        seconds += passes * (lanes.step_seconds(parts) + cost.step_overhead_seconds(shape.tokens))
+    return seconds
 
 
 @dataclasses.dataclass(frozen=True)

@@ -24,7 +24,7 @@ from moelens.machine.cpu import CpuMachine
 from moelens.memory.kv_cache import KVCache, kv_block_bytes
 from moelens.memory.weights import WeightStore
 from moelens.models.architecture import Architecture
-from moelens.offload import Side, open_device, plan_device
+from moelens.offload import Side, open_device, place_plan
 from moelens.ops.native import NativeOps, schedulable_cores
 from moelens.ops.sampling import Sampler
 from moelens.pipeline.actions import Actions
@@ -232,7 +232,7 @@ def _open(device: Device, architecture: Architecture, weights: WeightStore, ops:
     """What runs steps. An emulated device gets room for all of the layers."""
     if isinstance(device, EmulatedDevice):
         device = dataclasses.replace(device, memory_bytes=1 << 40)
-    _, placement = plan_device(device, plan, architecture, ops, given=True)
+    placement = place_plan(device, plan, architecture, ops)
     return open_device(device, architecture, weights, ops, plan, placement)
 
 

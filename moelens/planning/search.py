@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
+import functools
 import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from typing import TypeVar
 
+from moelens.cost.footprint import activation_bytes
 from moelens.cost.hardware import HardwareSpec
 from moelens.cost.seconds import CostModel
 from moelens.cost.work import stage_work
@@ -18,14 +22,20 @@ from moelens.plan import Placement, Plan
 from moelens.planning.default import Limits, Sizes, choose_plan
 from moelens.planning.device import DeviceSizes, fit, for_device
 from moelens.planning.disk import layer_bytes, read_bytes
-from moelens.planning.predict import predict
+from moelens.planning.placement import spread
+from moelens.planning.predict import SIMULATED_ROWS, predict, rough_seconds
 from moelens.planning.simulate import Prediction
 
 REQUESTS = (256, 512, 1024, 2048, 4096)
 STEP_TOKENS = (1024, 2048, 4096, 8192)
-OF_SATURATION = (0.5, 0.75, 1.0, 1.25, 1.5, 2.0)  # steps tried on a device, in units of n_real
-FINALISTS = 3  # that are simulated, where that does not take long
+OF_SATURATION = (0.125, 0.25, 0.5, 0.75, 1.0, 1.25, 1.5, 2.0)  # steps tried on a device, in units of n_real
+MOST_STEP_TOKENS = 1 << 17  # of those: all links are hidden then, and activations take tens of gigabytes
+OF_DISK = (0.5, 0.7, 0.85, 1.2, 1.5, 2.0)  # layers on disk that are tried, in units of those that the default has there
+PARTS = (2, 3)  # of every step, where the default is as many, up to 3, as a step is expected to be fastest with
+FINALISTS = 3  # that are predicted on clocks, by simulation where the job is small
 WORTH = 1.02  # what another plan must gain to be taken in place of the default
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -40,8 +50,11 @@ class Choice:
     reasons: tuple[str, ...]
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class _Candidate:
+    """A plan, and the limits that it was made from."""
+
+    limits: Limits
     plan: Plan
     placement: Placement | None
     max_model_len: int
@@ -55,29 +68,89 @@ def choose(
     threads: int,
     workload: Workload,
     *,
-    simulated_rows: int = 150_000,
+    device: DeviceSizes | None = None,
+    simulated_rows: int = SIMULATED_ROWS,
+    worth: float = WORTH,
 ) -> Choice:
     """The plan that is expected to finish `workload` first, with everything kept that `limits` fix.
 
-    The default plan is always among those compared, and wins unless another gains 2 %. Raises what `choose_plan`
-    raises, and CapacityError when no plan can hold the workload.
+    One knob is tried after the other, around the best plan so far, which stays unless another gains `worth`; it begins
+    as the default. `device` is what a device would hold (None: by the config and the hardware alone). Raises what
+    `choose_plan` raises, and CapacityError when no plan can hold the workload.
     """
-    default = _make(cost, sizes, limits, threads)
-    tried: list[tuple[float, _Candidate]] = []
-    for candidate in (default, *_others(cost, sizes, limits, threads)):
-        if all(candidate.plan != other.plan for _, other in tried):
-            tried.append((_seconds(candidate, workload, 0), candidate))
-    finalists = sorted(tried, key=lambda pair: pair[0])[:FINALISTS]
-    if all(candidate is not default for _, candidate in finalists):
-        finalists.append(tried[0])
-    exact = [(_seconds(candidate, workload, simulated_rows), candidate) for _, candidate in finalists]
-    usual = next(seconds for seconds, candidate in exact if candidate is default)
-    seconds, best = min(exact, key=lambda pair: pair[0])
-    if usual < seconds * WORTH:
-        seconds, best = usual, default
-    prediction = predict(best.cost, best.plan, workload, most_rows=simulated_rows)
-    reasons = tuple(_reasons(best, default, prediction, usual / seconds, len(tried)))
+    if device is None and cost.hardware.device is not None:
+        device = device_sizes(cost.config, int(cost.hardware.device.memory_bytes))
+
+    def make(tried: Limits) -> _Candidate:
+        plan, length = choose_plan(cost.config, sizes, tried, threads)
+        own = dataclasses.replace(cost, disk_layers=plan.disk_layers)
+        if device is None:
+            return _Candidate(tried, plan, None, length, own)
+        fitting, placement = fit(for_device(plan, device, tried.streaming), cost.config, device, limits)
+        if fitting.step_tokens < plan.step_tokens:  # smaller activations leave more for the cache
+            rows, requests = fitting.step_tokens, fitting.max_requests
+            return make(dataclasses.replace(tried, step_tokens=rows, max_requests=requests))
+        own = dataclasses.replace(own, load_chunks=fitting.load_chunks, placement=placement)
+        return _Candidate(tried, fitting, placement, length, own)
+
+    def rough(candidate: _Candidate) -> float:
+        return rough_seconds(candidate.cost, candidate.plan, workload)
+
+    @functools.cache
+    def predicted(candidate: _Candidate) -> Prediction:
+        return predict(candidate.cost, candidate.plan, workload, most_rows=simulated_rows)
+
+    default = best = make(limits)
+    seen, gains = {default.plan}, {}
+    for knob, tries in _KNOBS.items():
+        others = []
+        for tried in tries(best, limits, sizes):
+            with contextlib.suppress(CapacityError):  # too little memory for its activations, its cache or its ring
+                candidate = make(tried)
+                if candidate.plan not in seen:
+                    seen.add(candidate.plan)
+                    others.append(candidate)
+        best, gains[knob] = fastest(best, others, rough, predicted, worth)
+    prediction = predicted(best)
+    if best is default:
+        first = f"the default, which none of {len(seen) - 1} others beats by {100 * (worth - 1):.0f} %"
+    else:
+        parts = ", ".join(f"{gain:.2f} by {knob}" for knob, gain in gains.items() if gain > 1.0)
+        first = f"{math.prod(gains.values()):.2f} times the default's speed, the best of {len(seen)} plans: {parts}"
+    reasons = (first, *_reasons(best, prediction))
     return Choice(best.plan, best.placement, best.max_model_len, best.cost, prediction, reasons)
+
+
+def fastest(
+    first: T,
+    others: Sequence[T],
+    rough: Callable[[T], float],
+    predicted: Callable[[T], Prediction],
+    worth: float,
+) -> tuple[T, float]:
+    """That of `others` which is expected to take less than `first` by `worth` or more, or else `first`; and its gain.
+
+    The few that are best by their `rough` seconds are predicted. What can't hold the workload is never the fastest.
+    """
+    few = sorted(others, key=rough)[:FINALISTS]
+    best = min(few, key=lambda one: _seconds(predicted, one), default=first)
+    gain = _seconds(predicted, first) / _seconds(predicted, best)
+    return (best, gain) if gain >= worth else (first, 1.0)
+
+
+def step_sizes(cost: CostModel, max_requests: int | None, step_tokens: int | None) -> Iterator[tuple[int, int]]:
+    """Requests and rows of a step that are worth a try, around those that are given."""
+    if cost.hardware.device is None:
+        for requests in (max_requests,) if max_requests else REQUESTS:
+            for rows in (step_tokens,) if step_tokens else STEP_TOKENS:
+                if requests <= rows:
+                    yield requests, rows
+        return
+    saturating = saturating_step_tokens(cost)
+    wanted = [min(MOST_STEP_TOKENS, max(32, round(share * saturating))) for share in OF_SATURATION]
+    for rows in (step_tokens,) if step_tokens else wanted:
+        if (max_requests or 1) <= rows:
+            yield max_requests or rows, rows
 
 
 def saturating_step_tokens(cost: CostModel) -> int:
@@ -95,62 +168,53 @@ def saturating_step_tokens(cost: CostModel) -> int:
     return high
 
 
-def device_sizes(config: ModelConfig) -> DeviceSizes:
+def device_sizes(config: ModelConfig, memory_bytes: int, *, same_bits: bool = False) -> DeviceSizes:
     """What a device would hold of a model, by its config alone."""
     resident = 2 * config.vocab * config.hidden * config.dtype.itemsize
-    return DeviceSizes(layer_bytes(config), resident, _transfers(config))
+    return DeviceSizes(memory_bytes, layer_bytes(config), resident, _transfers(config), same_bits)
 
 
-def _transfers(config: ModelConfig) -> Callable[[int], int]:
+def _transfers(config: ModelConfig) -> Callable[[Plan], int]:
     """Room for q, k, v and attended rows on their way, of two parts."""
 
-    def of(tokens: int) -> int:
-        shape = StepShape(decode_tokens=tokens, decode_context=tokens)
+    def of(plan: Plan) -> int:
+        shape = StepShape(decode_tokens=plan.step_tokens, decode_context=plan.step_tokens)
         stages = (Stage.OFFLOAD, Stage.UPLOAD)
         return round(sum(stage_work(stage, config, 0, shape).bytes for stage in stages))
 
     return of
 
 
-def _make(cost: CostModel, sizes: Sizes, limits: Limits, threads: int) -> _Candidate:
-    plan, length = choose_plan(cost.config, sizes, limits, threads)
-    cost = dataclasses.replace(cost, disk_layers=plan.disk_layers)
-    device = cost.hardware.device
-    if device is None:
-        return _Candidate(plan, None, length, cost)
-    needs = device_sizes(cost.config)
-    plan, placement = fit(for_device(plan, needs), cost.config, needs, int(device.memory_bytes))
-    own = dataclasses.replace(cost, load_chunks=plan.load_chunks, placement=placement)
-    return _Candidate(plan, placement, length, own)
+def _limits_of_steps(best: _Candidate, limits: Limits, sizes: Sizes) -> Iterator[Limits]:
+    for requests, rows in step_sizes(best.cost, limits.max_requests, limits.step_tokens):
+        yield dataclasses.replace(best.limits, max_requests=requests, step_tokens=rows)
 
 
-def _others(cost: CostModel, sizes: Sizes, limits: Limits, threads: int) -> Iterator[_Candidate]:
-    for requests, step_tokens in _sizes_of_steps(cost, limits):
-        if step_tokens < requests:
-            continue
-        try:
-            limited = dataclasses.replace(limits, max_requests=requests, step_tokens=step_tokens)
-            yield _make(cost, sizes, limited, threads)
-        except CapacityError:
-            continue  # its activations leave too little for the cache, or the device's memory is too small for it
-
-
-def _sizes_of_steps(cost: CostModel, limits: Limits) -> Iterator[tuple[int, int]]:
-    """Requests and rows of a step, where the user fixed neither."""
-    if cost.hardware.device is None:
-        for requests in (limits.max_requests,) if limits.max_requests else REQUESTS:
-            for step_tokens in (limits.step_tokens,) if limits.step_tokens else STEP_TOKENS:
-                yield requests, step_tokens
+def _disk_layers(best: _Candidate, limits: Limits, sizes: Sizes) -> Iterator[Limits]:
+    """What memory is left by more or fewer layers on disk is the cache's."""
+    layers, on_disk = len(sizes.layers), len(best.plan.disk_layers)
+    if not on_disk or limits.kv_bytes is not None:
         return
-    saturating = saturating_step_tokens(cost)
-    wanted: Sequence[int] = [max(32, round(share * saturating)) for share in OF_SATURATION]
-    for step_tokens in (limits.step_tokens,) if limits.step_tokens else wanted:
-        yield limits.max_requests or step_tokens, step_tokens
+    left = limits.memory_bytes - activation_bytes(best.cost.config, best.plan.step_tokens)
+    for count in dict.fromkeys(min(layers, max(1, round(share * on_disk))) for share in OF_DISK):
+        kv_bytes = left - sizes.host_bytes(spread(count, layers))
+        if kv_bytes >= sizes.block_bytes:
+            yield dataclasses.replace(best.limits, kv_bytes=kv_bytes)
 
 
-def _seconds(candidate: _Candidate, workload: Workload, most_rows: int) -> float:
+def _parts(best: _Candidate, limits: Limits, sizes: Sizes) -> Iterator[Limits]:
+    if best.placement is not None and limits.streaming.parts is None:
+        for parts in PARTS:
+            streaming = dataclasses.replace(best.limits.streaming, parts=parts)
+            yield dataclasses.replace(best.limits, streaming=streaming)
+
+
+_KNOBS = {"limits of steps": _limits_of_steps, "weights on disk": _disk_layers, "the number of parts": _parts}
+
+
+def _seconds(predicted: Callable[[T], Prediction], one: T) -> float:
     try:
-        return predict(candidate.cost, candidate.plan, workload, most_rows=most_rows).seconds
+        return predicted(one).seconds
     except CapacityError:
         return math.inf
 
@@ -161,19 +225,17 @@ def _layer_seconds(cost: CostModel, tokens: int) -> float:
     return sum(cost.demand(stage, 0, shape).seconds for stage in stages)
 
 
-def _reasons(best: _Candidate, default: _Candidate, prediction: Prediction, gain: float, tried: int) -> Iterator[str]:
+def _reasons(best: _Candidate, prediction: Prediction) -> Iterator[str]:
     plan = best.plan
-    if best is default:
-        yield f"the default, which none of {tried - 1} others beats by 2 %"
-    else:
-        yield f"{gain:.2f} times the default's speed, the best of {tried} plans"
-    yield f"steps of {plan.step_tokens} rows and {plan.max_requests} requests at most, in {_parts(plan)}"
+    yield f"steps of {plan.step_tokens} rows and {plan.max_requests} requests at most, in {_parts_of(plan)}"
     yield f"the cache holds {plan.kv_tokens} tokens of context"
     hardware: HardwareSpec = best.cost.hardware
     if hardware.device is not None:
         yield f"n_real, from where on the device and not the link is the limit, is {saturating_step_tokens(best.cost)}"
-    if best.placement is not None and best.placement.layers:
-        yield f"{len(best.placement.layers)} of {len(best.cost.config.layers)} layers stay on the device"
+    if best.placement is not None:
+        held, layers = len(best.placement.layers), len(best.cost.config.layers)
+        ring = f", the others pass through a ring of {best.placement.ring_layers}" if held < layers else ""
+        yield f"{held} of {layers} layers stay on the device{ring}"
     if plan.disk_layers:
         read = read_bytes(best.cost.config, plan.disk_layers, plan.disk_ring_layers)
         known = "" if hardware.disk_bytes_per_second else ", which is assumed (--disk-bandwidth)"
@@ -185,6 +247,6 @@ def _reasons(best: _Candidate, default: _Candidate, prediction: Prediction, gain
         yield f"{prediction.preemptions} requests are preempted, as the cache is short"
 
 
-def _parts(plan: Plan) -> str:
+def _parts_of(plan: Plan) -> str:
     most = "at most " if plan.choose_parts else ""
     return f"{most}{plan.parts} {'part' if plan.parts == 1 else 'parts'}"

@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 from collections.abc import Iterator
 from dataclasses import dataclass
 
 from moelens.cost.footprint import activation_bytes
 from moelens.cost.seconds import CostModel
 from moelens.cost.workload import Workload
-from moelens.errors import CapacityError
 from moelens.plan import Plan
-from moelens.planning.predict import predict
-from moelens.planning.search import REQUESTS, STEP_TOKENS, WORTH
+from moelens.planning.predict import predict, rough_seconds
+from moelens.planning.search import WORTH, fastest, step_sizes
+from moelens.planning.simulate import Prediction
 
 UNMEASURED_WORTH = 1.1  # what another plan must gain on a machine that is only guessed at
 LEAST_SECONDS = 2.0  # of a job that is worth choosing for
@@ -60,17 +61,21 @@ def tune(
     others = list(_others(cost, base, room, workload, touched_blocks))
     if not others:
         return Tuning(base, (f"other limits that are free change nothing for {workload.requests} requests",))
-    usual = _seconds(cost, base, workload, 0)
-    if usual is None or usual < least_seconds:
+    usual = rough_seconds(cost, base, workload)
+    if usual < least_seconds:
         return Tuning(base, ("the default, as there is little to do",))
     rows = SIMULATED_ROWS if usual >= LONG_SECONDS else 0
-    if rows >= sum(workload.output_tokens) + workload.requests:
-        usual = _seconds(cost, base, workload, rows) or usual
-    tried = [(_seconds(cost, plan, workload, rows) or usual, plan) for plan in others]
-    seconds, best = min(tried, key=lambda pair: pair[0])
-    gain = usual / seconds
+
+    def rough(plan: Plan) -> float:
+        return rough_seconds(cost, plan, workload)
+
+    @functools.cache
+    def predicted(plan: Plan) -> Prediction:
+        return predict(cost, plan, workload, most_rows=rows)
+
+    best, gain = fastest(base, others, rough, predicted, WORTH if measured else UNMEASURED_WORTH)
     machine = cost.hardware.name if measured else "a machine that was not measured"
-    if gain < (WORTH if measured else UNMEASURED_WORTH):
+    if best is base:
         return Tuning(base, (f"the default, which none of {len(others)} others clearly beats on {machine}",))
     limits = f"steps of {best.step_tokens} rows and {best.max_requests} requests at most"
     return Tuning(best, (f"{limits}: expected to be {gain:.2f} times as fast as the default on {machine}",))
@@ -80,15 +85,16 @@ def _others(cost: CostModel, base: Plan, room: Room, workload: Workload, touched
     """Plans that differ from the base one for these requests."""
     rows = workload.requests + sum(workload.prompt_tokens)  # more than this in a step change nothing
     seen = {_effect(base, workload.requests, rows)}
-    for requests in (base.max_requests,) if "max_requests" in room.fixed else (base.max_requests, *REQUESTS):
-        for step_tokens in (base.step_tokens,) if "step_tokens" in room.fixed else (base.step_tokens, *STEP_TOKENS):
-            if step_tokens < requests or (room.has_device and step_tokens > base.step_tokens):
-                continue
-            plan = dataclasses.replace(base, max_requests=requests, step_tokens=step_tokens)
-            effect = _effect(plan, workload.requests, rows)
-            if effect not in seen and _has_room(cost, plan, room, workload, touched):
-                seen.add(effect)
-                yield plan
+    max_requests = base.max_requests if "max_requests" in room.fixed else None
+    most_rows = base.step_tokens if "step_tokens" in room.fixed else None
+    for requests, step_tokens in step_sizes(cost, max_requests, most_rows):
+        if room.has_device and step_tokens > base.step_tokens:
+            continue
+        plan = dataclasses.replace(base, max_requests=requests, step_tokens=step_tokens)
+        effect = _effect(plan, workload.requests, rows)
+        if effect not in seen and _has_room(cost, plan, room, workload, touched):
+            seen.add(effect)
+            yield plan
 
 
 def _effect(plan: Plan, requests: int, rows: int) -> tuple[int, int]:
@@ -101,10 +107,3 @@ def _has_room(cost: CostModel, plan: Plan, room: Room, workload: Workload, touch
     running = min(plan.max_requests, workload.requests) * -(-longest // plan.block_tokens)
     blocks = min(plan.kv_blocks, max(touched, running + plan.retained_blocks))
     return blocks * room.block_bytes + activation_bytes(cost.config, plan.step_tokens) <= room.memory_bytes
-
-
-def _seconds(cost: CostModel, plan: Plan, workload: Workload, most_rows: int) -> float | None:
-    try:
-        return predict(cost, plan, workload, most_rows=most_rows).seconds
-    except CapacityError:  # requests that end early may fit all the same: nothing is known
-        return None

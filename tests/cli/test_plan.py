@@ -82,3 +82,27 @@ def test_quantised_weights_are_planned_for_machines_whose_cpu_multiplies(
     others = 2 * (16 * 64 * 2048 + 2 * 50304 * 2048)
     assert report["memory_bytes"]["weights"] == pytest.approx(products + others, rel=0.005)  # beside scales
     assert "int8 kernels for CPUs only" in refused(capsys, caplog, *arguments, "--hardware", "l4")
+
+
+def test_what_is_fixed_of_a_plan_is_kept(capsys: pytest.CaptureFixture[str]) -> None:
+    flags = ["--block-size", "64", "--parts", "2", "--ring-layers", "3", "--load-chunks", "9"]
+    flags += ["--resident-layers", "1", "--experts-on-host", "--max-num-seqs", "50", "--json"]
+    chosen = json.loads(plan(capsys, "--model", "Mixtral-8x7B", "--hardware", "a40", *JOB, *flags))["plan"]
+    names = ("block_tokens", "parts", "ring_layers", "load_chunks", "resident_layers", "experts_on_host")
+    assert tuple(chosen[name] for name in names) == (64, 2, 3, 9, 1, True)
+    assert (chosen["max_requests"], chosen["choose_parts"]) == (50, False)
+
+
+def test_what_can_not_be_fixed_is_said(
+    capsys: pytest.CaptureFixture[str], caplog: pytest.LogCaptureFixture, tmp_path: Path
+) -> None:
+    machine = tmp_path / "cpu.json"
+    host = {"name": "cpu", "flops_per_second": 5e11, "bytes_per_second": 5e10, "memory_bytes": 1e11}
+    machine.write_text(json.dumps({"name": "a CPU", "host": host}))
+    arguments = ["--model", "OLMoE-1B-7B", *JOB]
+    text = refused(capsys, caplog, *arguments, "--hardware", str(machine), "--parts", "2")
+    assert "parts can't be given for a CPU: weights stream to a device only, and it has none" in text
+    text = refused(capsys, caplog, *arguments, "--hardware", "l4", "--block-size", "48")
+    assert "block_tokens must be a multiple of 32, got 48" in text
+    text = refused(capsys, caplog, *arguments, "--hardware", "l4", "--resident-layers", "17")
+    assert "resident_layers is 17, but the model has 16 layers" in text

@@ -12,7 +12,7 @@ from test_batch_independence import REQUESTS, ROOMY, Outcome, alone, make_reques
 from moelens.devices import EmulatedDevice
 from moelens.engine import Engine
 from moelens.errors import CapacityError
-from moelens.offload import open_device, plan_device, price_steps
+from moelens.offload import open_device, place_plan, price_steps
 from moelens.pipeline.task import Resource, Stage
 from moelens.plan import Placement, Plan
 from moelens.stopping import Stopping
@@ -25,7 +25,7 @@ SLOW_LINK = 1e8  # over which experts come later than the host would have used t
 def memory_for(name: str, plan: Plan, holds: str) -> int:
     """Bytes with which a device of this plan holds just a ring, or also all fronts, or all of the model."""
     architecture, weights, ops = model(name, 1)
-    _, placement = plan_device(EmulatedDevice(1 << 40, LINK), plan, architecture, ops, given=True)
+    placement = place_plan(EmulatedDevice(1 << 40, LINK), plan, architecture, ops)
     assert placement is not None and placement.fronts and len(placement.layers) == LAYERS
     layouts = [weights.slab(layer).layout for layer in range(LAYERS)]
     needs = placement.device_bytes - sum(layout.nbytes for layout in layouts)
@@ -42,7 +42,7 @@ def make_engine(
 ) -> tuple[Engine, Placement]:
     architecture, weights, ops = model(name, 1)
     device = EmulatedDevice(memory_bytes, link)
-    plan, placement = plan_device(device, plan, architecture, ops, given=True)
+    placement = place_plan(device, plan, architecture, ops)
     assert placement is not None
     placement = replace(placement, **charged)
     pricing = price_steps(device, architecture.config, plan, placement)

@@ -21,7 +21,7 @@ from moelens.devices import CpuDevice, Device, EmulatedDevice
 from moelens.engine import Engine
 from moelens.errors import CheckpointError
 from moelens.models.registry import build
-from moelens.offload import open_device, plan_device
+from moelens.offload import open_device, place_plan
 from moelens.ops.native import NativeOps
 from moelens.pipeline.task import Resource, Stage
 from moelens.plan import Plan
@@ -59,7 +59,7 @@ def make_engine(name: str, folder: Path, plan: Plan, device: Device | None = Non
         disk_ring_layers=plan.disk_ring_layers,
     )
     device = device or CpuDevice()
-    plan, placement = plan_device(device, plan, architecture, OPS, given=True)
+    placement = place_plan(device, plan, architecture, OPS)
     side = open_device(device, architecture, weights, OPS, plan, placement)
     return Engine(architecture, weights, OPS, side.machine, plan, Stopping(None, (), 512), side.memory)
 

@@ -21,7 +21,7 @@ from moelens.devices import CpuDevice, Device, EmulatedDevice
 from moelens.engine import Engine
 from moelens.models.config import MoEFFN
 from moelens.models.registry import build
-from moelens.offload import open_device, plan_device, price_steps
+from moelens.offload import open_device, place_plan, price_steps
 from moelens.ops.native import NativeOps
 from moelens.planning.pricing import StepPricing
 from moelens.request import Request
@@ -68,10 +68,10 @@ def write_checkpoint(folder: Path, factor: float) -> None:
 
 def make_engine(folder: Path, ops: NativeOps, device: Device = CPU) -> tuple[Engine, StepPricing | None]:
     weights, config = load_weights(folder, ARCHITECTURE, ops, threads=1), ARCHITECTURE.config
-    plan, placement = plan_device(device, PLAN, ARCHITECTURE, ops, given=True)
-    pricing = price_steps(device, config, plan, placement)
-    side = open_device(device, ARCHITECTURE, weights, ops, plan, placement, pricing)
-    engine = Engine(ARCHITECTURE, weights, ops, side.machine, plan, Stopping(None, (), 512), side.memory, pricing)
+    placement = place_plan(device, PLAN, ARCHITECTURE, ops)
+    pricing = price_steps(device, config, PLAN, placement)
+    side = open_device(device, ARCHITECTURE, weights, ops, PLAN, placement, pricing)
+    engine = Engine(ARCHITECTURE, weights, ops, side.machine, PLAN, Stopping(None, (), 512), side.memory, pricing)
     return engine, pricing
 
 
@@ -110,7 +110,7 @@ def test_prices_of_steps_go_by_it_and_tokens_do_not(tmp_path: Path) -> None:
     ops, tokens, on_device = NativeOps(threads=1), dict[int, list[int]](), dict[int, list[int]]()
     engine, _ = make_engine(tmp_path, ops)
     list(run(engine, tokens))
-    _, placement = plan_device(EmulatedDevice(1 << 40, LINK), PLAN, ARCHITECTURE, ops, given=True)
+    placement = place_plan(EmulatedDevice(1 << 40, LINK), PLAN, ARCHITECTURE, ops)
     assert placement is not None
     engine, pricing = make_engine(tmp_path, ops, EmulatedDevice(placement.device_bytes - LAYER_BYTES, LINK))
     assert pricing is not None and pricing.cost.routing is EVEN

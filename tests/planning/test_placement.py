@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from moelens.errors import CapacityError
+from moelens.errors import CapacityError, ConfigError
 from moelens.planning.placement import DeviceNeeds, LayerBytes, place, spread
 
 LAYERS = [LayerBytes(10, 100)] * 6
@@ -36,6 +36,23 @@ def test_what_fits_stays(memory: int, fronts: bool, layers: set[int], ring_bytes
 def test_too_little_is_told_by_purpose() -> None:
     with pytest.raises(CapacityError, match=r"of 0\.0 MB can't hold .*: embedding, .* a ring of 2 layers .* in all"):
         place(LAYERS, NEEDS, 2, 75 + 2 * 110 - 1)
+
+
+@pytest.mark.parametrize("resident", [0, 1, 3, 6])
+def test_as_many_layers_stay_as_were_asked_for(resident: int) -> None:
+    placement = place(LAYERS, NEEDS, 2, 1000, resident)
+    assert len(placement.layers) == resident
+    assert placement.weight_bytes == 50 + 60 + 100 * resident
+    assert placement.ring_layers == min(2, 6 - resident)
+
+
+def test_more_layers_than_fit_or_than_there_are_are_refused() -> None:
+    memory = 75 + 60 + 5 * 100
+    assert len(place(LAYERS, NEEDS, 2, memory, 3).layers) == 3
+    with pytest.raises(CapacityError, match=r"4 layers that stay, a ring of 2 others 0\.0 MB.*lower.*resident_layers"):
+        place(LAYERS, NEEDS, 2, memory, 4)
+    with pytest.raises(ConfigError, match="resident_layers is 7, but the model has 6 layers: lower it"):
+        place(LAYERS, NEEDS, 2, memory, 7)
 
 
 @given(

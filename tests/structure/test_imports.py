@@ -92,6 +92,7 @@ ALLOWED: dict[str, set[str]] = {
         "choosing",
         "forecasting",
         "offload",
+        "cost",
         "ops",
         "models",
         "memory",
