@@ -1,17 +1,13 @@
-"""The flags of `python -m moelens.bench`: vLLM's names and defaults, and the nearest of ours for one we don't have."""
+"""The flags of `python -m moelens.bench`: vLLM's names and defaults."""
 
 from __future__ import annotations
 
 import argparse
-import difflib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import NoReturn
 
-from moelens import sizes
-from moelens.arguments import unsupported_reason
-from moelens.errors import ConfigError
+from moelens.cli.parser import Parser, natural, parse_bytes, positive
 
 # What to say of flags of vLLM's bench whose nearest name would mislead.
 _REFUSED = {
@@ -65,9 +61,7 @@ class Options:
 def parse_arguments(argv: Sequence[str] | None = None) -> Options:
     """Options from the command line; prints a message and exits on a flag that is wrong or unknown."""
     parser = _make_parser()
-    found, unknown = parser.parse_known_args(argv)
-    if unknown:
-        _refuse(parser, unknown[0])
+    found = parser.parse_args(argv)
     if found.dataset_path is None and found.dataset_name is None:
         found.dataset_name = "random"
     _check(parser, found)
@@ -107,19 +101,11 @@ def parse_arguments(argv: Sequence[str] | None = None) -> Options:
     )
 
 
-def parse_bytes(text: str) -> int:
-    """A size in bytes, as `moelens.sizes` reads it, for argparse."""
-    try:
-        return sizes.parse_bytes(text)
-    except ConfigError as error:
-        raise argparse.ArgumentTypeError(str(error)) from error
-
-
-def _make_parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
+def _make_parser() -> Parser:
+    parser = Parser(
         prog="python -m moelens.bench",
         description="Measure the throughput of a model on one workload; loading it is timed apart.",
-        allow_abbrev=False,
+        refused=_REFUSED,
     )
     model = parser.add_argument_group("model")
     model.add_argument("--model", required=True, help="a checkpoint's folder, or the hub's name of one")
@@ -128,26 +114,26 @@ def _make_parser() -> argparse.ArgumentParser:
     model.add_argument("--load-format", choices=("auto", "dummy"), default="auto", help="dummy: random weights")
     model.add_argument("--dtype", default="auto", help="auto, bfloat16 or float32")
     model.add_argument("--quantization", help="int8: quantise the weights as they are loaded")
-    model.add_argument("--device", default="auto", help="auto, cpu cuda or emulated:link=4GB/s,memory=600MB")
+    model.add_argument("--device", default="auto", help="auto, cpu, cuda or emulated:link=4GB/s,memory=600MB")
 
     work = parser.add_argument_group("workload")
     work.add_argument("--dataset-name", choices=("random",), help="random token ids (the default without a path)")
     work.add_argument("--dataset-path", type=Path, help='a file of lines {"prompt": "…"}; other keys are not read')
-    work.add_argument("--input-len", "--random-input-len", type=_positive, help="tokens of a random prompt")
-    work.add_argument("--output-len", "--random-output-len", type=_positive, default=128, help="tokens to generate")
+    work.add_argument("--input-len", "--random-input-len", type=positive, help="tokens of a random prompt")
+    work.add_argument("--output-len", "--random-output-len", type=positive, default=128, help="tokens to generate")
     work.add_argument("--random-range-ratio", type=float, default=0.0, help="lengths vary by ± this share, in [0, 1)")
-    work.add_argument("--num-prompts", type=_positive, default=1000)
-    work.add_argument("--num-warmups", type=_natural, default=0, help="of these, run first without being counted")
+    work.add_argument("--num-prompts", type=positive, default=1000)
+    work.add_argument("--num-warmups", type=natural, default=0, help="of these, run first without being counted")
     work.add_argument("--no-oversample", action="store_true", help="don't repeat a dataset shorter than --num-prompts")
-    work.add_argument("--n", type=_positive, default=1, help="texts per prompt")
+    work.add_argument("--n", type=positive, default=1, help="texts per prompt")
     work.add_argument("--temperature", type=float, default=1.0, help="0: greedy")
     work.add_argument("--seed", type=int, default=0)
     work.add_argument("--disable-detokenize", action="store_true", help="leave the output as token ids")
 
     engine = parser.add_argument_group("engine")
-    engine.add_argument("--max-num-seqs", type=_positive, help="requests in a step at most")
-    engine.add_argument("--max-num-batched-tokens", type=_positive, help="tokens in a step at most")
-    engine.add_argument("--max-model-len", type=_positive, help="tokens of prompt and output at most")
+    engine.add_argument("--max-num-seqs", type=positive, help="requests in a step at most")
+    engine.add_argument("--max-num-batched-tokens", type=positive, help="tokens in a step at most")
+    engine.add_argument("--max-model-len", type=positive, help="tokens of prompt and output at most")
     engine.add_argument("--kv-cache-memory-bytes", type=parse_bytes, help="e.g. 4GiB")
     engine.add_argument("--cpu-memory-bytes", type=parse_bytes, help="for weights and cache together, e.g. 64GiB")
     engine.add_argument(
@@ -158,7 +144,7 @@ def _make_parser() -> argparse.ArgumentParser:
     )
     engine.add_argument("--gpu-memory-utilization", type=float, help="share of a GPU's memory, in (0, 1]")
     engine.add_argument("--gpu-memory-bytes", type=parse_bytes, help="of a GPU, e.g. 16GB")
-    engine.add_argument("--num-threads", type=_positive)
+    engine.add_argument("--num-threads", type=positive)
 
     parser.add_argument("--output-json", type=Path, help="write the report there too")
     parser.add_argument("--trace", type=Path, help="write when each task ran to a .json file, for Perfetto")
@@ -183,31 +169,3 @@ def _check(parser: argparse.ArgumentParser, found: argparse.Namespace) -> None:
         parser.error(f"--random-range-ratio must be in [0, 1), got {found.random_range_ratio}")
     if found.num_warmups > found.num_prompts:
         parser.error(f"--num-warmups must be at most --num-prompts {found.num_prompts}, got {found.num_warmups}")
-
-
-def _refuse(parser: argparse.ArgumentParser, unknown: str) -> NoReturn:
-    flag = unknown.split("=")[0]
-    reason = _REFUSED.get(flag) or unsupported_reason(flag.lstrip("-").replace("-", "_"))
-    if reason is not None:
-        parser.error(f"{flag} is not supported: {reason}")
-    ours = [option for action in parser._actions for option in action.option_strings]
-    nearest = difflib.get_close_matches(flag, ours, n=1, cutoff=0.0)[0]
-    parser.error(f"{flag} is not supported; the nearest supported flag is {nearest} (see --help)")
-
-
-def _positive(text: str) -> int:
-    return _at_least(1, text)
-
-
-def _natural(text: str) -> int:
-    return _at_least(0, text)
-
-
-def _at_least(least: int, text: str) -> int:
-    try:
-        value = int(text)
-    except ValueError:
-        value = least - 1
-    if value < least:
-        raise argparse.ArgumentTypeError(f"must be a whole number of at least {least}, got {text!r}")
-    return value

@@ -6,7 +6,7 @@ import json
 import sys
 from collections.abc import Sequence
 
-from moelens.cli.flags import Parser
+from moelens.cli.parser import Parser
 from moelens.doctor.checkup import examine, problems, to_json, to_text
 
 

@@ -1,52 +1,13 @@
-"""Flags: the nearest for one that does not exist, and those that choose and size a model, with vLLM's names."""
+"""Flags that choose and size a model, with vLLM's names."""
 
 from __future__ import annotations
 
 import argparse
-import difflib
-import json
-from collections.abc import Mapping, Sequence
 from dataclasses import fields
-from typing import Any, NoReturn
+from typing import Any
 
-from moelens.arguments import unsupported_reason
-from moelens.bench.arguments import parse_bytes
+from moelens.cli.parser import json_object, parse_bytes, positive
 from moelens.plan import Streaming
-
-_SERVER = "moelens has no server"
-_REFUSED: Mapping[str, str] = {
-    "--host": _SERVER,
-    "--port": _SERVER,
-    "--enable-metrics": "use --metrics-file",
-    "--output-tmp-dir": "results are appended to the output as they come",
-    "--tensor-parallel-size": "one process runs the whole model",
-    "--trust-remote-code": "code that a checkpoint brings along is never run",
-}
-
-
-class Parser(argparse.ArgumentParser):
-    """A parser that takes no abbreviations, and that names the nearest flag for one that it does not have."""
-
-    def __init__(self, **options: Any) -> None:
-        super().__init__(**{**options, "allow_abbrev": False})
-
-    def parse_args(self, args: Sequence[str] | None = None, namespace: Any = None) -> Any:  # type: ignore[override]
-        found, unknown = self.parse_known_args(args, namespace)
-        if unknown:
-            self.refuse(unknown[0])
-        return found
-
-    def refuse(self, unknown: str) -> NoReturn:
-        """Exit with what to use instead of a flag."""
-        flag = unknown.split("=")[0]
-        if not flag.startswith("-"):
-            self.error(f"{unknown!r} is too much: it belongs to no flag")
-        reason = _REFUSED.get(flag) or unsupported_reason(flag.lstrip("-").replace("-", "_"))
-        if reason is not None:
-            self.error(f"{flag} is not supported: {reason}")
-        known = [option for action in self._actions for option in action.option_strings if option.startswith("--")]
-        nearest = difflib.get_close_matches(flag, known, n=1, cutoff=0.0)[0]
-        self.error(f"{flag} is not supported; the nearest supported flag is {nearest} (see --help)")
 
 
 def add_model_flags(parser: argparse.ArgumentParser) -> None:
@@ -69,7 +30,7 @@ def add_model_flags(parser: argparse.ArgumentParser) -> None:
     model.add_argument("--seed", type=int, default=0, help="of all lines that have none of their own")
 
     engine = parser.add_argument_group("engine")
-    engine.add_argument("--device", help="auto, cpu cuda or emulated:link=4GB/s,memory=600MB")
+    engine.add_argument("--device", help="auto, cpu, cuda or emulated:link=4GB/s,memory=600MB")
     engine.add_argument("--max-model-len", type=positive, help="tokens of prompt and output at most")
     engine.add_argument("--max-num-seqs", type=positive, help="texts in a step at most")
     engine.add_argument("--max-num-batched-tokens", type=positive, help="tokens in a step at most")
@@ -134,21 +95,3 @@ ENGINE_ARGUMENTS = (
 def engine_arguments(found: argparse.Namespace) -> dict[str, Any]:
     """The arguments of LLM that were given, but for model and seed."""
     return {name: value for name in ENGINE_ARGUMENTS if (value := getattr(found, name)) is not None}
-
-
-def positive(text: str) -> int:
-    """A whole number, at least 1."""
-    if not text.isdecimal() or int(text) < 1:
-        raise argparse.ArgumentTypeError(f"must be a whole number of at least 1, got {text!r}")
-    return int(text)
-
-
-def json_object(text: str) -> dict[str, Any]:
-    """A JSON object."""
-    try:
-        value = json.loads(text)
-    except ValueError as error:
-        raise argparse.ArgumentTypeError(f"must be a JSON object, got {text!r} ({error})") from error
-    if not isinstance(value, dict):
-        raise argparse.ArgumentTypeError(f"must be a JSON object, got {text!r}")
-    return value

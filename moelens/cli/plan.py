@@ -11,8 +11,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from moelens.bench.arguments import parse_bytes
-from moelens.cli.flags import Parser, add_plan_flags, json_object, positive
+from moelens.cli.flags import add_plan_flags
+from moelens.cli.parser import Parser, json_object, parse_bytes, positive
 from moelens.devices import parse_device
 from moelens.errors import ConfigError, MoelensError
 from moelens.plan import Streaming

@@ -9,7 +9,8 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from moelens.cli.flags import Parser, add_model_flags, engine_arguments, json_object, positive
+from moelens.cli.flags import add_model_flags, engine_arguments
+from moelens.cli.parser import Parser, json_object, positive
 from moelens.errors import MoelensError
 from moelens.jobs.job import check_input, resume_hint, run_job
 from moelens.jobs.options import METRICS_SECONDS, JobOptions
@@ -23,6 +24,11 @@ Each result is appended to the output when it is complete. However the command e
 no line is lost or run twice, and each result is the same as in one go. See docs/jobs.md.
 Exit status: 0 done, 1 an error, 2 a wrong flag, 130 or 143 stopped by SIGINT or SIGTERM."""
 
+_REFUSED = {
+    "--enable-metrics": "use --metrics-file",
+    "--output-tmp-dir": "results are appended to the output as they come",
+}
+
 
 def make_parser() -> Parser:
     """The flags of run-batch."""
@@ -31,6 +37,7 @@ def make_parser() -> Parser:
         usage="%(prog)s -i INPUT -o OUTPUT --model MODEL [flags]",
         description=DESCRIPTION,
         formatter_class=argparse.RawDescriptionHelpFormatter,
+        refused=_REFUSED,
     )
     parser.add_argument("-i", "--input-file", type=Path, required=True, help="JSON lines, or a .parquet file")
     parser.add_argument("-o", "--output-file", type=Path, required=True, help="JSON lines, or a .parquet file")

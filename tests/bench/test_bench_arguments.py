@@ -1,11 +1,10 @@
 """The bench's command line: vLLM's flags, and what is said of those that are not ours."""
 
-import argparse
 from pathlib import Path
 
 import pytest
 
-from moelens.bench.arguments import parse_arguments, parse_bytes
+from moelens.bench.arguments import parse_arguments
 
 RANDOM = ["--model", "m", "--input-len", "8"]
 
@@ -27,29 +26,6 @@ def test_random_weights_need_no_tokenizer() -> None:
     assert not options.detokenize and not options.needs_tokenizer
     assert parse_arguments([*RANDOM, "--load-format", "dummy", "--tokenizer", "t"]).needs_tokenizer
     assert parse_arguments(["--model", "m", "--load-format", "dummy", "--dataset-path", "f"]).needs_tokenizer
-
-
-@pytest.mark.parametrize(
-    ("text", "expected"),
-    [
-        ("4096", 4096),
-        ("4G", 4 * 2**30),
-        ("4GiB", 4 * 2**30),
-        ("4GB", 4 * 10**9),
-        ("4g", 4 * 10**9),
-        ("1.5k", 1500),
-        ("512 MiB", 512 * 2**20),
-        ("1TB", 10**12),
-    ],
-)
-def test_sizes(text: str, expected: int) -> None:
-    assert parse_bytes(text) == expected
-
-
-@pytest.mark.parametrize("text", ["", "G", "-4G", "4 bananas", "0", "1e9", "4Gi"])
-def test_what_is_no_size_is_refused(text: str) -> None:
-    with pytest.raises(argparse.ArgumentTypeError, match="4GiB"):
-        parse_bytes(text)
 
 
 @pytest.mark.parametrize(

@@ -119,9 +119,10 @@ ALLOWED: dict[str, set[str]] = {
     | {"metrics", "pipeline"},
     "jobs": RECORDS | {"llm", "session", "defaults", "metrics", "text", "checkpoint", "ops"},
     "": RECORDS | {"llm", "text", "jobs"},
-    "bench": RECORDS | {"", "llm", "ops", "arguments"} | {"cost", "engine", "planning", "planning.measured"},
+    "cli.parser": {"errors", "sizes", "arguments"},
+    "bench": RECORDS | {"", "llm", "ops", "cli.parser"} | {"cost", "engine", "planning", "planning.measured"},
     "doctor": RECORDS | {"ops", "memory", "bench"},
-    "cli": RECORDS | {"", "bench", "jobs", "arguments", "doctor", "planning", "planning.advice"},
+    "cli": RECORDS | {"", "bench", "jobs", "doctor", "planning", "planning.advice"},
     "__main__": {"cli"},
 }
 
