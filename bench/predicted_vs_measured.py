@@ -41,15 +41,14 @@ from moelens.devices import CpuDevice, EmulatedDevice, parse_device
 from moelens.models.architecture import Architecture
 from moelens.offload import host_threads, place_plan
 from moelens.ops.native import NativeOps
+from moelens.pipeline.report import StepReport
 from moelens.pipeline.task import Stage
-from moelens.pipeline.timeline import ExpectedStep
 from moelens.planning.advice import read_model
 from moelens.planning.default import MAX_REQUESTS, STEP_TOKENS
 from moelens.planning.probe import BLOCK_TOKENS, ProbeBench
 from moelens.planning.report import limit_of
 from moelens.planning.samples import Read, Sample
 from moelens.planning.simulate import Prediction, StepClock, simulate
-from moelens.request import Request
 
 ROUNDS = 24  # samples of a shape that are remembered
 STREAMED_ROUNDS = 4  # where all shapes are sampled about each run: those about the last run, and about this one
@@ -94,19 +93,12 @@ class Turns:
         self._since = 0.0
         self.reads: list[Read] = []  # of memory, each for as many seconds of the run
 
-    def __call__(
-        self,
-        parts: Sequence[StepShape],
-        stage_seconds: Mapping[Stage, float],
-        seconds: float,
-        finished: Sequence[Request],
-        expected: ExpectedStep | None,
-    ) -> None:
+    def __call__(self, report: StepReport) -> None:
         begin = time.perf_counter()
-        for stage, own in stage_seconds.items():
+        for stage, own in report.stage_seconds.items():
             self.stage_seconds[stage] += own
-        self.steps.append((list(parts), seconds))
-        self._since += seconds
+        self.steps.append((list(report.parts), report.seconds))
+        self._since += report.seconds
         if self._since >= TURN_SECONDS:
             self.reads.append((self._bench.meter.seconds_per_byte(), self._since))
             self._since = 0.0

@@ -17,6 +17,7 @@ from moelens import LLM, SamplingParams
 from moelens.checkpoint.source import read_config
 from moelens.models.config import ModelConfig, MoEFFN
 from moelens.models.registry import build
+from moelens.pipeline.report import StepReport
 from moelens.pipeline.task import Resource
 from moelens.plan import Plan
 
@@ -47,8 +48,8 @@ def generate(options: argparse.Namespace, device: str, plan: Plan | None = None)
     )
     seconds, moved_bytes = [], []
 
-    def observe(parts: object, stages: object, step_seconds: float, finished: object, expected: object) -> None:
-        seconds.append(step_seconds)
+    def observe(report: StepReport) -> None:
+        seconds.append(report.seconds)
         moved_bytes.append(llm.engine.last_timeline.moved_bytes(Resource.TO_DEVICE))
 
     prompt = np.random.default_rng(0).integers(0, llm.engine.vocab, options.prompt_tokens).tolist()

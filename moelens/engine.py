@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Protocol
 
@@ -22,9 +22,9 @@ from moelens.ops.interface import Ops
 from moelens.ops.sampling import SampledToken, Sampler
 from moelens.pipeline.actions import Actions
 from moelens.pipeline.executor import Executor
+from moelens.pipeline.report import StepReport
 from moelens.pipeline.routes import RouteCounts
 from moelens.pipeline.step import step_tasks
-from moelens.pipeline.task import Stage
 from moelens.pipeline.timeline import ExpectedStep, Timeline
 from moelens.plan import Plan
 from moelens.request import Request
@@ -42,37 +42,6 @@ class Chooser(Protocol):
     def choose(self, workload: Workload) -> None: ...
 
 
-class ObserveStep(Protocol):
-    """Takes in a step that was run: its parts, seconds by stage, all its seconds, the requests that it ended, and what
-    it was expected to take (None: the machine was not measured)."""
-
-    def __call__(
-        self,
-        parts: Sequence[StepShape],
-        stage_seconds: Mapping[Stage, float],
-        seconds: float,
-        finished: Sequence[Request],
-        expected: ExpectedStep | None,
-    ) -> None: ...
-
-
-@dataclass(frozen=True)
-class StepReport:
-    """What one step did.
-
-    `prompt_tokens` are rows that were computed without picking a token or to pick the first one (prefill, and what
-    preemption made us compute again), `output_tokens` are tokens picked; `prefill_rows` and `decode_rows` are the
-    step's rows, `seconds` its wall time.
-    """
-
-    finished: Sequence[Request]
-    prompt_tokens: int
-    output_tokens: int
-    prefill_rows: int
-    decode_rows: int
-    seconds: float
-
-
 @dataclass
 class EngineTotals:
     """Sums over all steps so far. A step's seconds are split between prefill and decode by its rows."""
@@ -88,18 +57,20 @@ class EngineTotals:
     expected_seconds: float | None = None  # by the performance model, where it knows the machine
     stage_seconds: dict[str, float] = field(default_factory=dict)
 
-    def add(self, report: StepReport, timeline: Timeline, schedule_seconds: float) -> None:
+    def add(self, report: StepReport, schedule_seconds: float) -> None:
         """Count one step."""
-        rows = report.prefill_rows + report.decode_rows
+        rows = report.prompt_tokens + report.decode_rows
         self.steps += 1
         self.prompt_tokens += report.prompt_tokens
         self.output_tokens += report.output_tokens
         self.decode_rows += report.decode_rows
-        self.prefill_seconds += report.seconds * report.prefill_rows / rows
+        self.prefill_seconds += report.seconds * report.prompt_tokens / rows
         self.decode_seconds += report.seconds * report.decode_rows / rows
         self.schedule_seconds += schedule_seconds
         self.finished_requests += len(report.finished)
-        for stage, seconds in timeline.stage_seconds().items():
+        if report.expected is not None:
+            self.expected_seconds = (self.expected_seconds or 0.0) + report.expected.seconds
+        for stage, seconds in report.stage_seconds.items():
             self.stage_seconds[stage.value] = self.stage_seconds.get(stage.value, 0.0) + seconds
 
 
@@ -125,7 +96,7 @@ class Engine:
         self.config = architecture.config
         self.plan = plan
         self.totals = EngineTotals()
-        self.on_step: ObserveStep | None = None
+        self.on_step: Callable[[StepReport], None] | None = None
         self.chooser: Chooser | None = None
         self.cost: CostModel | None = None  # of this machine, if it was measured before
         self.expect_step: Callable[[Sequence[StepShape]], ExpectedStep] | None = None  # by its parts
@@ -212,16 +183,14 @@ class Engine:
             self.last_timeline = timeline
             if self.recorded_timeline is not None:
                 self.recorded_timeline.spans += timeline.spans
-            report = _report(step, finished, len(tokens), end - begin)
-            parts = [batch.shape for batch in step.parts]
+            parts, stage_seconds = [batch.shape for batch in step.parts], timeline.stage_seconds()
             expected = None if self.expect_step is None else self.expect_step(parts)
-            if expected is not None:
-                self.totals.expected_seconds = (self.totals.expected_seconds or 0.0) + expected.seconds
+            report = StepReport(parts, finished, len(tokens), end - begin, stage_seconds, expected)
             if self._pricing is not None:
-                self._pricing.observe(parts, timeline.stage_seconds(), self.routing)
+                self._pricing.observe(parts, stage_seconds, self.routing)
             if self.on_step is not None:
-                self.on_step(parts, timeline.stage_seconds(), end - begin, finished, expected)
-            self.totals.add(report, timeline, scheduled - begin + end - executed)
+                self.on_step(report)
+            self.totals.add(report, scheduled - begin + end - executed)
             yield report
 
     def _execute(self, step: Step) -> tuple[dict[int, int], Timeline]:
@@ -271,12 +240,6 @@ class Engine:
             return False
         request.finish_reason, request.stop_reason = finish.reason, finish.stop_reason
         return True
-
-
-def _report(step: Step, finished: Sequence[Request], output_tokens: int, seconds: float) -> StepReport:
-    decode_rows = sum(batch.shape.decode_tokens for batch in step.parts)
-    rows = sum(batch.rows for batch in step.parts)
-    return StepReport(finished, rows - decode_rows, output_tokens, rows - decode_rows, decode_rows, seconds)
 
 
 @contextlib.contextmanager

@@ -25,7 +25,7 @@ Params = SamplingParams | Sequence[SamplingParams]
 
 
 class Report(Protocol):
-    """What one step did; see `moelens.engine.StepReport`."""
+    """What one step did; see `moelens.pipeline.report.StepReport`."""
 
     @property
     def finished(self) -> Sequence[Request]: ...

@@ -11,6 +11,7 @@ from moelens.cost.routing import EVEN
 from moelens.engine import EngineTotals
 from moelens.models.config import GQA, DenseFFN, LayerConfig, ModelConfig, Rope
 from moelens.outputs import Logprob
+from moelens.pipeline.report import StepReport
 from moelens.plan import Plan
 from moelens.request import Request, mix
 from moelens.stopping import Stopping
@@ -62,7 +63,7 @@ class FakeEngine:
         self.routing = EVEN
         self.disk_bytes_per_second = None
         self.chooser = None
-        self.on_step: Callable[..., None] | None = None
+        self.on_step: Callable[[StepReport], None] | None = None
         self.waiting: list[Request] = []
         self.running: list[Request] = []
         self.seen: list[Request] = []

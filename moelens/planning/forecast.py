@@ -2,20 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 
 from moelens.cost.hardware import HardwareSpec, Processor
 from moelens.cost.seconds import CostModel
-from moelens.cost.workload import StepShape, Workload
+from moelens.cost.workload import Workload
 from moelens.devices import EmulatedDevice
 from moelens.errors import CapacityError
+from moelens.pipeline.report import StepReport
 from moelens.pipeline.task import Stage
-from moelens.pipeline.timeline import ExpectedStep
 from moelens.plan import Plan
 from moelens.planning.drift import Drift, blend
 from moelens.planning.predict import predict
 from moelens.planning.simulate import Prediction, StepClock
-from moelens.request import Request
 
 SIMULATED_ROWS = 10_000  # of a job: tens of milliseconds before it begins
 STEPS = 3  # from which on a machine that nobody measured is known well enough
@@ -54,28 +53,20 @@ class Forecast:
         """By stage, what it takes over what was expected, lately."""
         return self._drift.scales
 
-    def observe(
-        self,
-        parts: Sequence[StepShape],
-        stage_seconds: Mapping[Stage, float],
-        seconds: float,
-        finished: Sequence[Request] = (),
-        expected: ExpectedStep | None = None,
-    ) -> None:
-        """Take in a step: its parts, what its stages took, what all of it took, the requests that it ended, and what it
-        was expected to take, if that is known already."""
-        step = expected or self._clock.expect(parts)
-        self._done_seconds += step.seconds
-        self._whole = blend(self._whole, (step.seconds, seconds))
-        for stage, own in step.stage_seconds.items():
+    def observe(self, report: StepReport) -> None:
+        """Take in a step."""
+        expected = report.expected or self._clock.expect(report.parts)
+        self._done_seconds += expected.seconds
+        self._whole = blend(self._whole, (expected.seconds, report.seconds))
+        for stage, own in expected.stage_seconds.items():
             self._done[stage] += own
-        self._drift.observe(step.stage_seconds, stage_seconds)
-        outside = max(0.0, seconds - sum(stage_seconds.values()))
-        self._outside = blend(self._outside, (step.outside_seconds, outside))
+        self._drift.observe(expected.stage_seconds, report.stage_seconds)
+        outside = max(0.0, report.seconds - sum(report.stage_seconds.values()))
+        self._outside = blend(self._outside, (expected.outside_seconds, outside))
         self._steps += 1
-        self._seconds += seconds
-        self._done_rows += sum(part.tokens for part in parts)
-        for request in finished:
+        self._seconds += report.seconds
+        self._done_rows += report.prompt_tokens + report.decode_rows
+        for request in report.finished:
             self._asked += request.params.max_tokens or request.num_output_tokens
             self._given += request.num_output_tokens
 

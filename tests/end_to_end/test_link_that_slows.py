@@ -60,7 +60,7 @@ def made(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> tuple[LLM, Emulated
 
 
 def tokens(llm: LLM, after_step: Callable[[], None]) -> list[list[int]]:
-    llm.engine.on_step = lambda *_: after_step()
+    llm.engine.on_step = lambda _: after_step()
     prompts = [{"prompt_token_ids": [3 + index]} for index in range(REQUESTS)]
     params = SamplingParams(max_tokens=STEPS, temperature=0, ignore_eos=True, detokenize=False)
     return [list(output.outputs[0].token_ids) for output in llm.generate(prompts, params, use_tqdm=False)]

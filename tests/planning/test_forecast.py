@@ -11,6 +11,7 @@ from moelens.cost.hardware import HardwareSpec, Processor
 from moelens.cost.seconds import CostModel
 from moelens.cost.workload import StepShape, Workload
 from moelens.models.config import GQA, LayerConfig, ModelConfig, MoEFFN, Rope
+from moelens.pipeline.report import StepReport
 from moelens.pipeline.task import Stage
 from moelens.plan import Plan
 from moelens.planning.forecast import STEPS, Forecast, unmeasured
@@ -37,7 +38,7 @@ def observe(forecast: Forecast, steps: int, factor: float = 1.0, stage: Stage | 
     measured = {one: s * (factor if stage in (None, one) else 1.0) for one, s in expected.items()}
     seconds = sum(measured.values()) + clock.outside_seconds(DECODES)
     for _ in range(steps):
-        forecast.observe(DECODES, measured, seconds)
+        forecast.observe(StepReport(DECODES, (), 20, seconds, measured))
     return steps * seconds
 
 
@@ -66,12 +67,13 @@ def test_steps_as_expected_leave_the_rest_as_expected() -> None:
 
 @pytest.mark.parametrize("stage", [None, Stage.AFTER_ATTENTION])
 def test_a_slower_machine_is_followed_within_a_few_steps(stage: Stage | None) -> None:
-    forecast = make()
-    observe(forecast, 5)
-    before = forecast.remaining_seconds
+    forecast, undisturbed = make(), make()
+    for one in (forecast, undisturbed):
+        observe(one, 5)
     observe(forecast, 8, factor=2.0, stage=stage)
-    assert before is not None and forecast.remaining_seconds is not None
-    assert forecast.remaining_seconds > 1.2 * before * 0.5
+    observe(undisturbed, 8)
+    assert forecast.remaining_seconds is not None and undisturbed.remaining_seconds is not None
+    assert forecast.remaining_seconds > 1.2 * undisturbed.remaining_seconds
     assert forecast.scales[Stage.AFTER_ATTENTION] == pytest.approx(2.0, rel=0.2)
     others = forecast.scales[Stage.BEFORE_ATTENTION]
     assert others == pytest.approx(2.0 if stage is None else 1.0, rel=0.2)
@@ -83,8 +85,8 @@ def test_requests_that_end_early_shorten_the_rest() -> None:
     request.output_token_ids.extend([1] * 6)
     for one in (forecast, patient):
         observe(one, 2)
-    forecast.observe(DECODES, {}, 0.0, [request])
-    patient.observe(DECODES, {}, 0.0)
+    forecast.observe(StepReport(DECODES, [request], 20, 0.0, {}))
+    patient.observe(StepReport(DECODES, (), 20, 0.0, {}))
     assert forecast.remaining_seconds is not None and patient.remaining_seconds is not None
     assert forecast.remaining_seconds < 0.8 * patient.remaining_seconds
 
