@@ -97,9 +97,8 @@ def make_request(index: int) -> Request:
     return Request(index, array("i", ids), params, seed=1000 + index)
 
 
-def generate(name: str, indices: Sequence[int], plan: Plan) -> dict[int, Outcome]:
-    architecture, weights, ops = model(name, plan.threads)
-    engine = Engine(architecture, weights, ops, CpuMachine(), plan, Stopping(None, (), 512))
+def run_requests(engine: Engine, indices: Sequence[int]) -> dict[int, Outcome]:
+    """Tokens and log-probabilities by request."""
     for index in indices:
         engine.add(make_request(index))
     outcomes: dict[int, Outcome] = {}
@@ -110,6 +109,11 @@ def generate(name: str, indices: Sequence[int], plan: Plan) -> dict[int, Outcome
             scores += [entry.logprob for step in (request.prompt_logprobs or [None])[1:] for entry in step.values()]
             outcomes[request.request_id] = (list(request.output_token_ids), scores)
     return outcomes
+
+
+def generate(name: str, indices: Sequence[int], plan: Plan) -> dict[int, Outcome]:
+    architecture, weights, ops = model(name, plan.threads)
+    return run_requests(Engine(architecture, weights, ops, CpuMachine(), plan, Stopping(None, (), 512)), indices)
 
 
 @cache

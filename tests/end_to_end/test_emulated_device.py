@@ -7,7 +7,7 @@ from dataclasses import replace
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from test_batch_independence import REQUESTS, ROOMY, Outcome, alone, make_request, model
+from test_batch_independence import REQUESTS, ROOMY, alone, make_request, model, run_requests
 
 from moelens.devices import EmulatedDevice
 from moelens.engine import Engine
@@ -51,18 +51,6 @@ def make_engine(
     return engine, placement
 
 
-def generate(engine: Engine, indices: list[int]) -> dict[int, Outcome]:
-    for index in indices:
-        engine.add(make_request(index))
-    outcomes: dict[int, Outcome] = {}
-    for report in engine.run():
-        for request in report.finished:
-            scores = [entry.logprob for step in request.logprobs for entry in step.values()]
-            scores += [entry.logprob for step in (request.prompt_logprobs or [None])[1:] for entry in step.values()]
-            outcomes[request.request_id] = (list(request.output_token_ids), scores)
-    return outcomes
-
-
 plans = st.builds(
     lambda step_tokens, max_requests, kv_blocks, parts, choose, chunks, on_host: replace(
         ROOMY,
@@ -93,7 +81,7 @@ def test_no_placement_changes_a_bit(name: str, holds: str, order: list[int], cou
     engine, placement = make_engine(name, plan, memory_for(name, plan, holds), link)
     assert placement.fronts == (holds != "ring") and (len(placement.layers) == LAYERS) == (holds == "all")
     chosen = order[:count]
-    outcomes = generate(engine, chosen)
+    outcomes = run_requests(engine, chosen)
     for index in chosen:
         assert outcomes[index] == alone(name, index), f"request {index} under {plan}"
 

@@ -13,8 +13,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from safetensors.torch import save_file
-from test_batch_independence import RAW, REQUESTS, ROOMY, Outcome, make_request
-from test_emulated_device import LINK, generate, memory_for
+from test_batch_independence import RAW, REQUESTS, ROOMY, Outcome, make_request, run_requests
+from test_emulated_device import LINK, memory_for
 
 from moelens.checkpoint.load import load_weights
 from moelens.devices import CpuDevice, Device, EmulatedDevice
@@ -66,7 +66,7 @@ def make_engine(name: str, folder: Path, plan: Plan, device: Device | None = Non
 
 @cache
 def in_memory(name: str, folder: Path) -> dict[int, Outcome]:
-    return generate(make_engine(name, folder, ROOMY), list(range(len(REQUESTS))))
+    return run_requests(make_engine(name, folder, ROOMY), list(range(len(REQUESTS))))
 
 
 disk_layers = st.sets(st.integers(0, LAYERS - 1), min_size=1).map(lambda chosen: tuple(sorted(chosen)))
@@ -96,7 +96,7 @@ def test_it_does_not_matter_which_layers_are_on_disk(
 ) -> None:
     device = None if holds is None else EmulatedDevice(memory_for(name, plan, holds), LINK)
     engine = make_engine(name, folders[name], plan, device)
-    outcomes = generate(engine, order[:count])
+    outcomes = run_requests(engine, order[:count])
     expected = in_memory(name, folders[name])
     assert outcomes == {index: expected[index] for index in order[:count]}
 
@@ -173,4 +173,4 @@ def test_a_file_that_is_removed_or_replaced_is_read_as_it_was(
     clean = tmp_path / "again"
     clean.mkdir()
     write_checkpoint("mixtral", clean)
-    assert generate(engine, [0, 1]) == {index: in_memory("mixtral", clean)[index] for index in (0, 1)}
+    assert run_requests(engine, [0, 1]) == {index: in_memory("mixtral", clean)[index] for index in (0, 1)}
