@@ -11,9 +11,9 @@ from moelens.cost.footprint import LOGIT_ROWS
 from moelens.cost.seconds import CostModel
 from moelens.cost.workload import RowSeconds, StepShape
 from moelens.models.config import ModelConfig
-from moelens.pipeline.task import Experts, Resource, Stage
+from moelens.pipeline.task import OF_LOGITS, Experts, Resource, Stage
 
-OF_LOGITS = (Stage.LOGITS, Stage.OFFLOAD_LOGITS, Stage.SAMPLE)
+ATTENDING = (Stage.STORE_KV, Stage.ATTEND_DECODES, Stage.ATTEND_RESUMED)
 WORTH = 1.01  # what one part more must gain: each costs the host some dispatching that no formula has
 
 
@@ -61,6 +61,13 @@ class LaneCosts:
             up_row=share(shape.hosted_tokens, Stage.UPLOAD),
             down_row=share(shape.tokens, Stage.OFFLOAD),
         )
+
+    def attending_seconds(self, shape: StepShape) -> float:
+        """What the host does for rows of `shape` in a layer beside finishing some."""
+        if not shape.hosted_tokens:
+            return 0.0
+        seconds = self.stage_seconds(shape)
+        return sum(seconds.get(stage, 0.0) for stage in ATTENDING) / len(self.cost.config.layers)
 
     @cached_property
     def load_seconds(self) -> float:

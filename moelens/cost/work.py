@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from moelens.cost.routing import EVEN, RoutingLoad
 from moelens.cost.workload import StepShape
 from moelens.models.config import DenseFFN, LayerConfig, ModelConfig, MoEFFN, Quantization
-from moelens.pipeline.task import Stage
+from moelens.pipeline.task import OF_NO_LAYER, Stage
 
 ID_BYTES = 4  # an int32: of a token, a position, an expert
 SCALE_BYTES = 4  # a float32 for each row of a matrix in int8
@@ -59,7 +59,7 @@ def brings_routed(ffn: MoEFFN | DenseFFN, tokens: int) -> bool:
 def stage_work(stage: Stage, config: ModelConfig, layer: int, shape: StepShape, routing: RoutingLoad = EVEN) -> Work:
     """What `stage` does in `layer` for rows of `shape`; LOAD and READ are of the whole layer, or all its experts."""
     of = config.layers[layer]
-    if stage in _OF_TOKENS:
+    if stage in OF_NO_LAYER:
         return _tokens(stage, config, shape)
     if stage is Stage.LOAD:
         return Work(weight_bytes=layer_weight_bytes(config, layer))
@@ -215,9 +215,6 @@ def _tokens(stage: Stage, config: ModelConfig, shape: StepShape) -> Work:
     if stage is Stage.LOGITS:
         return head_work(config, shape.logit_rows)
     return Work(activation_bytes=shape.logit_rows * config.vocab * RESIDUAL_BYTES)
-
-
-_OF_TOKENS = (Stage.INPUT, Stage.LOGITS, Stage.OFFLOAD_LOGITS, Stage.SAMPLE)
 
 
 def _seen(positions: int, rows: int, window: int | None) -> float:

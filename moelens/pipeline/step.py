@@ -7,11 +7,10 @@ from dataclasses import replace
 
 from moelens.cost.footprint import LOGIT_ROWS
 from moelens.cost.workload import StepShape
-from moelens.pipeline.task import Experts, LayerLoad, Stage, Task
+from moelens.pipeline.task import OF_LOGITS, Experts, LayerLoad, Stage, Task
 from moelens.pipeline.turns import Turns
 from moelens.plan import Plan
 
-_OF_LOGITS = (Stage.LOGITS, Stage.OFFLOAD_LOGITS, Stage.SAMPLE)
 
 
 def step_tasks(shapes: Sequence[StepShape], loads: Sequence[LayerLoad], plan: Plan) -> list[Task]:
@@ -88,7 +87,7 @@ class _Step:
         before = tuple(dict.fromkeys(earlier for some in after for earlier in some))
         of_weights = stage in (Stage.LOAD, Stage.READ)
         shape = StepShape() if of_weights else self._shapes[part]
-        if stage in _OF_LOGITS:
+        if stage in OF_LOGITS:
             shape = replace(shape, logit_rows=min(LOGIT_ROWS, shape.logit_rows - chunk * LOGIT_ROWS))
         carried = of_weights and layer in self._left  # the layer has been left: this is for the next step
         self.tasks.append(Task(len(self.tasks), stage, layer, part, shape, before, chunk, carried))

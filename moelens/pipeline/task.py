@@ -81,6 +81,10 @@ _RESOURCES = {
     Stage.SAMPLE: Resource.HOST,
 }
 
+# Of rows that give logits, after the layers, LOGIT_ROWS of them at a time.
+OF_LOGITS = (Stage.LOGITS, Stage.OFFLOAD_LOGITS, Stage.SAMPLE)
+OF_NO_LAYER = (Stage.INPUT, *OF_LOGITS)
+
 
 class Experts(enum.Enum):
     """How the routed experts of a layer (or its dense block) come to the device in a step."""

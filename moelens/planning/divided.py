@@ -12,7 +12,6 @@ from moelens.cost.workload import StepShape
 from moelens.models.config import MoEFFN
 from moelens.pipeline.task import Experts, LayerLoad, Stage
 
-ATTENDING = (Stage.STORE_KV, Stage.ATTEND_DECODES, Stage.ATTEND_RESUMED)
 STAGES = (Stage.LOAD_EXPERTS, Stage.FINISH_ROWS, Stage.UPLOAD_ROWS, Stage.EXPERTS)
 
 
@@ -25,7 +24,7 @@ class ExpectedDivision:
 
     def loads(self, shape: StepShape) -> tuple[LayerLoad, ...]:
         """How each layer's weights come in a step of `shape`."""
-        busy = self._busy_seconds(shape)
+        busy = self._lanes.attending_seconds(shape)
         return tuple(
             replace(load, experts=Experts.DIVIDED) if load.streams and self._pays(layer, shape, busy) else load
             for layer, load in enumerate(self._cost.layer_loads(shape.tokens))
@@ -36,7 +35,7 @@ class ExpectedDivision:
         cost, divided = self._cost, DividedLayer(self._cost, layer)
         last = layer + 1 == len(cost.config.layers)
         rows = shape.logit_rows if last else shape.tokens
-        host = divided.expected_rows_of_host(rows, self._busy_seconds(shape))
+        host = divided.expected_rows_of_host(rows, self._lanes.attending_seconds(shape))
         of_host, of_device = (cost.routing.touched(divided.ffn, of) for of in (host, rows - host))
         each_bytes = expert_weight_bytes(cost.config, layer) / divided.ffn.experts
         if stage is Stage.LOAD_EXPERTS:
@@ -55,10 +54,3 @@ class ExpectedDivision:
     def _pays(self, layer: int, shape: StepShape, busy_seconds: float) -> bool:
         is_routed = isinstance(self._cost.config.layers[layer].ffn, MoEFFN)
         return is_routed and DividedLayer(self._cost, layer).pays(shape.tokens, busy_seconds)
-
-    def _busy_seconds(self, shape: StepShape) -> float:
-        """What the host does for rows of `shape` in a layer beside finishing some."""
-        if not shape.hosted_tokens:
-            return 0.0
-        seconds = self._lanes.stage_seconds(shape)
-        return sum(seconds.get(stage, 0.0) for stage in ATTENDING) / len(self._cost.config.layers)

@@ -16,8 +16,6 @@ from moelens.cost.workload import RowSeconds, StepShape
 from moelens.pipeline.task import Stage
 from moelens.planning.drift import Drift
 
-ATTENDING = (Stage.STORE_KV, Stage.ATTEND_DECODES, Stage.ATTEND_RESUMED)
-
 
 class StepPricing:
     """A `moelens.schedule.split.Pricing` and a `moelens.memory.device.DivideRows`.
@@ -66,14 +64,9 @@ class StepPricing:
         return rows
 
     def _attending_seconds(self, shape: StepShape) -> float:
-        """What the host does for rows of `shape` in a layer beside finishing some."""
-        if not shape.hosted_tokens:
-            return 0.0
         with self._lock:
             if shape not in self._attending:
-                stages = self._lanes.stage_seconds(shape).items()
-                host = sum(seconds for stage, seconds in stages if stage in ATTENDING)
-                self._attending[shape] = host / len(self._lanes.cost.config.layers)
+                self._attending[shape] = self._lanes.attending_seconds(shape)
             return self._attending[shape]
 
     def free_prompt_rows(self, decodes: StepShape, most: int) -> int:

@@ -30,7 +30,7 @@ from moelens.ops.sampling import Sampler
 from moelens.pipeline.actions import Actions
 from moelens.pipeline.executor import Executor
 from moelens.pipeline.step import step_tasks
-from moelens.pipeline.task import LayerLoad, Stage
+from moelens.pipeline.task import OF_NO_LAYER, LayerLoad, Stage
 from moelens.plan import Plan
 from moelens.planning.curves import DECODE_CONTEXT, MANY_ROWS, summarise
 from moelens.planning.link import Link, measure_link
@@ -45,14 +45,13 @@ from moelens.stopping import Stopping
 
 BLOCK_TOKENS = 32
 COLD_BYTES = 768 << 20  # of weights, so that no layer is still in a cache when its turn comes again
-CACHE_BYTES = 2 << 30
+CACHE_BYTES = 2 << 30  # of a model with large rows
 CACHE_TOKENS = 32768  # of context in all, most of which no cache of the processor holds
 DECODE_ROWS = (1, 2, 4, 8, 16, 32, 64, 128, 256)
 PREFILL_ROWS = (16, 64, 256, 512, 1024, 2048)
 CONTEXTS = (16, 64, 256, 1024, 4096)
 PROMPTS = (16, 32, 64, 128, 256, 1024, 2048)
 PROMPT_BLOCKS = PROMPTS[-1] // BLOCK_TOKENS  # of the cache, which prompts write and decodes don't read
-ONCE = (Stage.INPUT, Stage.LOGITS, Stage.OFFLOAD_LOGITS, Stage.SAMPLE)  # stages of a step, and not of each layer
 SCHEDULED = 64  # requests of the larger step whose scheduling is timed
 METER_BYTES = 96 << 20  # of a read that tells how fast memory is just then: some milliseconds
 FEW_ROWS = 64  # in steps of which a round is cheap
@@ -82,9 +81,8 @@ class ProbeBench:
         self._ops = ops
         self._weights = random_weights(self.architecture, ops, seed=0, threads=ops.threads)
         block_bytes = kv_block_bytes(config, ops, BLOCK_TOKENS)
-        self._blocks = max(
-            CONTEXTS[-1] // BLOCK_TOKENS + 1, min(CACHE_TOKENS // BLOCK_TOKENS, (2 << 30) // block_bytes)
-        )
+        allowed = min(CACHE_TOKENS // BLOCK_TOKENS, CACHE_BYTES // block_bytes)
+        self._blocks = max(CONTEXTS[-1] // BLOCK_TOKENS + 1, allowed)
         self._cache = KVCache(config, ops, blocks=self._blocks, block_tokens=BLOCK_TOKENS)
         for layer in self._cache.layers:  # pages that nobody wrote are one page of zeros, which a cache would hold
             layer.keys.fill_(0.01)
@@ -152,7 +150,7 @@ class ProbeBench:
         seconds = timeline.stage_seconds()
         in_tasks = sum(seconds.values())
         layers = len(self.architecture.config.layers)
-        per_layer = {stage: s if stage in ONCE else s / layers for stage, s in seconds.items()}
+        per_layer = {stage: s if stage in OF_NO_LAYER else s / layers for stage, s in seconds.items()}
         if layers > 1:  # the last one is finished only for rows that give logits
             spans = [span for span in timeline.spans if span.task.stage is Stage.AFTER_ATTENTION]
             whole = sum(span.seconds for span in spans if span.task.layer < layers - 1)

@@ -9,13 +9,13 @@ from dataclasses import dataclass, field, replace
 from moelens.cost.division import MOST_ROWS
 from moelens.cost.footprint import LOGIT_ROWS
 from moelens.cost.hardware import HardwareSpec
-from moelens.cost.lanes import OF_LOGITS, first_of_kind
+from moelens.cost.lanes import first_of_kind
 from moelens.cost.seconds import CostModel
 from moelens.cost.workload import StepShape, Workload
 from moelens.errors import CapacityError
 from moelens.machine.simulated import FILES_BESIDE, LANES, LINKS, ONE_LANE, Need, Sharing, SimulatedMachine, StepTimes
 from moelens.pipeline.step import step_tasks
-from moelens.pipeline.task import Experts, LayerLoad, Resource, Stage, Task
+from moelens.pipeline.task import OF_LOGITS, Experts, LayerLoad, Resource, Stage, Task
 from moelens.pipeline.timeline import ExpectedStep
 from moelens.pipeline.turns import Turns
 from moelens.plan import Plan
