@@ -133,6 +133,11 @@ class Workload:
         return sum(self.output_tokens) / self.requests
 
     @property
+    def longest_tokens(self) -> int:
+        """Prompt and output tokens of the longest request."""
+        return max(map(sum, zip(self.prompt_tokens, self.output_tokens, strict=True)))
+
+    @property
     def total_tokens(self) -> int:
         """Prompt and output tokens of all requests."""
         return sum(self.prompt_tokens) + sum(self.output_tokens)

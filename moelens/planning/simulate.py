@@ -315,10 +315,9 @@ class _Finish:
 
 def check_fits(plan: Plan, workload: Workload) -> None:
     """Raise CapacityError when a request is longer than the cache."""
-    longest = max(map(sum, zip(workload.prompt_tokens, workload.output_tokens, strict=True)))
-    if longest > plan.kv_tokens:
+    if workload.longest_tokens > plan.kv_tokens:
         raise CapacityError(
-            f"A request of {longest} tokens does not fit in a key/value cache of {plan.kv_tokens}: give it more "
+            f"A request of {workload.longest_tokens} tokens does not fit in a key/value cache of {plan.kv_tokens}: give it more "
             "memory, or shorten the requests."
         )
 

@@ -25,6 +25,7 @@ def test_a_mean_that_no_such_spread_has_is_refused() -> None:
 def test_counts() -> None:
     workload = Workload((3, 5), (2, 4))
     assert (workload.requests, workload.total_tokens, workload.mean_prompt_tokens) == (2, 14, 4)
+    assert Workload((3, 5), (6, 2)).longest_tokens == 9
     assert Workload.even(3, 5, 7).total_tokens == 36
 
 
