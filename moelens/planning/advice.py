@@ -29,6 +29,7 @@ from moelens.planning.report import Outlook, look_ahead
 from moelens.planning.search import choose, device_sizes
 
 CPU = CpuDevice()
+THIS = "this"  # the hardware that is measured here
 SHARE_OF_MEMORY = 0.9  # of what there is, for weights, cache and activations
 
 
@@ -102,17 +103,19 @@ def advise(
             f"{', '.join(given)} can't be given for {spec.name}: weights stream to a device only, and it has none. "
             "Leave it out, or give another machine or --device."
         )
-    longest = max(map(sum, zip(workload.prompt_tokens, workload.output_tokens, strict=True)))
     limits = Limits(
-        memory_bytes=wishes.host_bytes or _host_bytes(spec),
-        max_model_len=longest,
+        memory_bytes=wishes.host_bytes or _host_bytes(spec, is_here=hardware == THIS),
+        max_model_len=workload.longest_tokens,
         max_requests=wishes.max_requests,
         step_tokens=wishes.step_tokens,
         kv_bytes=wishes.kv_bytes,
         weight_bytes=wishes.weight_bytes,
         streaming=wishes.streaming,
     )
-    spec = _with_disk(spec, wishes, Path(name), config, limits)
+    if wishes.disk_bytes_per_second is not None:
+        spec = dataclasses.replace(spec, disk_bytes_per_second=wishes.disk_bytes_per_second)
+    elif hardware == THIS:
+        spec = _with_measured_disk(spec, Path(name), config, limits)
     room = None
     if spec.device is not None:
         same_bits = isinstance(device, EmulatedDevice)
@@ -128,13 +131,11 @@ def sizes_of(config: ModelConfig, block_tokens: int = BLOCK_TOKENS) -> Sizes:
     return Sizes(model_weight_bytes(config), block_bytes, layer_bytes(config), block_tokens)
 
 
-def _with_disk(spec: HardwareSpec, wishes: Wishes, folder: Path, config: ModelConfig, limits: Limits) -> HardwareSpec:
-    """The machine with the rate of its disk: as it was told, or measured on this one where weights don't fit."""
-    if wishes.disk_bytes_per_second is not None:
-        return dataclasses.replace(spec, disk_bytes_per_second=wishes.disk_bytes_per_second)
+def _with_measured_disk(spec: HardwareSpec, folder: Path, config: ModelConfig, limits: Limits) -> HardwareSpec:
+    """The machine with the rate at which the model's files are read, if there are any and weights don't fit."""
     allowed = limits.memory_bytes if limits.weight_bytes is None else limits.weight_bytes
     files = sorted(folder.glob("*.safetensors"), key=lambda file: file.stat().st_size)
-    if spec.name != "this" or not files or model_weight_bytes(config) <= allowed:
+    if not files or model_weight_bytes(config) <= allowed:
         return spec
     return dataclasses.replace(spec, disk_bytes_per_second=file_bytes_per_second(files[-1]))
 
@@ -142,7 +143,7 @@ def _with_disk(spec: HardwareSpec, wishes: Wishes, folder: Path, config: ModelCo
 def _hardware(
     architecture: Architecture, hardware: str, wishes: Wishes, device: Device, refresh: bool
 ) -> tuple[HardwareSpec, int]:
-    if hardware != "this":
+    if hardware != THIS:
         spec = named_hardware(hardware)
         if wishes.device_bytes is not None and spec.device is not None:
             processor = dataclasses.replace(spec.device, memory_bytes=float(wishes.device_bytes))
@@ -159,6 +160,6 @@ def _hardware(
     return measured_hardware(architecture, ops, device, refresh=refresh), ops.threads
 
 
-def _host_bytes(spec: HardwareSpec) -> int:
-    left = available_bytes() if spec.name == "this" else None
+def _host_bytes(spec: HardwareSpec, *, is_here: bool) -> int:
+    left = available_bytes() if is_here else None
     return int(SHARE_OF_MEMORY * (left if left is not None else spec.host.memory_bytes))

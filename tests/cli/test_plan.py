@@ -70,6 +70,16 @@ def test_what_is_wrong_is_said(
     assert "leave it" in refused(capsys, caplog, *model, "--hardware", "l4", "--dataset", str(dataset), *JOB[:2])
 
 
+def test_a_file_of_another_machine_is_not_taken_for_this_one(
+    capsys: pytest.CaptureFixture[str], caplog: pytest.LogCaptureFixture, tmp_path: Path
+) -> None:
+    machine = tmp_path / "copied.json"  # as measuring writes it, with the name that the machine had there
+    host = {"name": "cpu", "flops_per_second": 5e11, "bytes_per_second": 5e10, "memory_bytes": 1e9}
+    machine.write_text(json.dumps({"name": "this", "host": host}))
+    arguments = ["--model", "OLMoE-1B-7B", "--hardware", str(machine), *JOB[:-2]]
+    assert "0.90 GB of memory can't hold the weights" in refused(capsys, caplog, *arguments)
+
+
 def test_quantised_weights_are_planned_for_machines_whose_cpu_multiplies(
     capsys: pytest.CaptureFixture[str], caplog: pytest.LogCaptureFixture, tmp_path: Path
 ) -> None:
