@@ -116,7 +116,7 @@ def bound(
     `disk_bytes` of experts are read from files in every pass. With a device, all layers are taken to stream in every
     pass; those that stay on it are a plan's gain beyond this.
     """
-    per_token = _Demand(config, hardware, prompt_tokens, output_tokens, routing, disk_bytes)
+    per_token = _PerToken(config, hardware, prompt_tokens, output_tokens, routing, disk_bytes)
     efficiency = served_per_held_token(prompt_tokens, output_tokens)
     tokens = efficiency * kv_bytes / config.kv_bytes_per_token
     limits = per_token.limits(tokens)
@@ -133,7 +133,7 @@ def bound(
     )
 
 
-class _Demand:
+class _PerToken:
     """What a token asks of each resource."""
 
     def __init__(
@@ -166,17 +166,17 @@ class _Demand:
     @property
     def streamed_bytes(self) -> float:
         """Bytes of weights that a pass needs at the least: all layers' over a link, from memory those of one token."""
-        layers = range(len(self._config.layers))
         if self._hardware.device is not None:
-            return float(sum(layer_weight_bytes(self._config, layer) for layer in layers))
+            return float(sum(layer_weight_bytes(self._config, layer) for layer in self._layers))
         one = StepShape(decode_tokens=1)  # which gives no logits
         return self._total(lambda layer: _products(self._config, layer, one, self._routing)).weight_bytes
 
     def limits(self, tokens: float) -> dict[str, float]:
         """Tokens per second by resource, with so many tokens in a pass."""
         hardware, streamed = self._hardware, self.streamed_bytes
-        limits = {"compute": hardware.computing.flops_per_second / self.flops}
+        limits: dict[str, float] = {}
         if hardware.device is not None:
+            limits["compute"] = hardware.device.flops_per_second / self.flops
             limits["link"] = tokens * hardware.to_device_bytes_per_second / streamed
             limits["host attention"] = _ratio(hardware.host.flops_per_second, self.attention_flops)
         else:

@@ -10,9 +10,8 @@ from moelens.cost.work import stage_work
 from moelens.cost.workload import StepShape
 from moelens.errors import ConfigError
 from moelens.pipeline.task import Resource, Stage
-from moelens.planning.bound import bound
 from moelens.planning.predict import predict
-from moelens.planning.report import Outlook
+from moelens.planning.report import Outlook, bound_of
 
 POINTS = 24  # of the cache's memory
 STAGES = (Stage.BEFORE_ATTENTION, Stage.ATTEND_DECODES, Stage.ATTEND_PREFILLS, Stage.AFTER_ATTENTION, Stage.LOGITS)
@@ -45,14 +44,12 @@ def draw_memory(outlook: Outlook, axes: Any) -> None:
     sizes, most, expected = [], [], []
     for point in range(1, POINTS + 1):
         blocks = max(
-            -(-max(map(sum, zip(work.prompt_tokens, work.output_tokens, strict=True))) // plan.block_tokens),
+            -(-work.longest_tokens // plan.block_tokens),
             round(largest * point / POINTS / config.kv_bytes_per_token / plan.block_tokens),
         )
         kv_bytes = blocks * plan.block_tokens * config.kv_bytes_per_token
         sizes.append(kv_bytes / 1e9)
-        prompt, output = work.mean_prompt_tokens, work.mean_output_tokens
-        here = bound(config, choice.cost.hardware, kv_bytes=kv_bytes, prompt_tokens=prompt, output_tokens=output)
-        most.append(here.tokens_per_second)
+        most.append(bound_of(choice, work, kv_bytes).tokens_per_second)
         resized = dataclasses.replace(plan, kv_blocks=blocks)
         expected.append(predict(choice.cost, resized, work, most_rows=0).tokens_per_second)
     axes.plot(sizes, most, label="bound (stage 1)")

@@ -11,6 +11,7 @@ from moelens.cost.hardware import HardwareSpec, Processor
 from moelens.cost.seconds import CostModel
 from moelens.cost.workload import Workload
 from moelens.pipeline.task import Resource
+from moelens.plan import Plan
 from moelens.planning.bound import Bound, bound
 from moelens.planning.disk import read_bytes
 from moelens.planning.predict import memory_bytes, predict
@@ -47,11 +48,21 @@ class Outlook:
 def look_ahead(model: str, choice: Choice, workload: Workload) -> Outlook:
     """The bound beside the prediction, and what would lift the limit."""
     kv_bytes = choice.plan.kv_tokens * choice.cost.config.kv_bytes_per_token
-    prompt, output = workload.mean_prompt_tokens, workload.mean_output_tokens
-    config, hardware = choice.cost.config, choice.cost.hardware
-    disk_bytes = read_bytes(config, choice.plan.disk_layers, choice.plan.disk_ring_layers)
-    most = bound(config, hardware, kv_bytes=kv_bytes, prompt_tokens=prompt, output_tokens=output, disk_bytes=disk_bytes)
-    return Outlook(model, workload, choice, most, tuple(_lifts(choice, workload, most)))
+    return Outlook(model, workload, choice, bound_of(choice, workload, kv_bytes), tuple(_lifts(choice, workload)))
+
+
+def bound_of(choice: Choice, workload: Workload, kv_bytes: float) -> Bound:
+    """What no schedule exceeds with so much memory for the cache, and the choice's experts on disk."""
+    cost, plan = choice.cost, choice.plan
+    return bound(
+        cost.config,
+        cost.hardware,
+        kv_bytes=kv_bytes,
+        prompt_tokens=workload.mean_prompt_tokens,
+        output_tokens=workload.mean_output_tokens,
+        routing=cost.routing,
+        disk_bytes=read_bytes(cost.config, plan.disk_layers, plan.disk_ring_layers),
+    )
 
 
 def limit_of(cost: CostModel, prediction: Prediction) -> str:
@@ -154,33 +165,33 @@ def _lines(outlook: Outlook) -> Iterator[tuple[str, str]]:
     for lift in outlook.lifts:
         yield "lift", f"with {lift.what}: {lift.gain:.2f}×, then {lift.then} is the limit"
     if not outlook.lifts:
-        yield "lift", "nothing that was tried gains 3 %"
+        yield "lift", f"nothing that was tried gains {100 * (LEAST_GAIN - 1):.0f} %"
 
 
-def _lifts(choice: Choice, workload: Workload, most: Bound) -> Iterator[Lift]:
-    cost, plan = choice.cost, choice.plan
+def _lifts(choice: Choice, workload: Workload) -> Iterator[Lift]:
+    before = predict(choice.cost, choice.plan, workload, most_rows=0).seconds
+    for what, cost, plan in _lifted(choice.cost, choice.plan):
+        job = predict(cost, plan, workload, most_rows=0)
+        if before / job.seconds >= LEAST_GAIN:
+            yield Lift(what, before / job.seconds, limit_of(cost, job))
+
+
+def _lifted(cost: CostModel, plan: Plan) -> Iterator[tuple[str, CostModel, Plan]]:
+    """What is tried: more of what, and the costs and the plan with it."""
     held = plan.kv_tokens * cost.config.kv_bytes_per_token
-    before = predict(cost, plan, workload, most_rows=0).seconds
     for factor in (1.5, 2.0, 4.0):
         blocks = round(plan.kv_blocks * factor)
-        requests = max(plan.max_requests, round(plan.max_requests * (1.0 if cost.hardware.device is None else factor)))
-        rows = max(requests, plan.step_tokens)
+        requests, rows = plan.max_requests, max(plan.max_requests, plan.step_tokens)
         if cost.hardware.device is not None:
+            requests = round(requests * factor)
+            rows = max(requests, plan.step_tokens)
             rows = max(rows, min(round(rows * factor), 2 * saturating_step_tokens(cost)))
-        larger = dataclasses.replace(plan, kv_blocks=blocks, max_requests=min(requests, rows), step_tokens=rows)
-        job = predict(cost, larger, workload, most_rows=0)
-        if before / job.seconds >= LEAST_GAIN:
-            what = f"{held * (factor - 1) / 1e9:.0f} GB more memory for the cache"
-            yield Lift(what, before / job.seconds, limit_of(cost, job))
+        larger = dataclasses.replace(plan, kv_blocks=blocks, max_requests=requests, step_tokens=rows)
+        yield f"{held * (factor - 1) / 1e9:.0f} GB more memory for the cache", cost, larger
     if plan.disk_layers:
-        job = predict(cost, dataclasses.replace(plan, disk_layers=()), workload, most_rows=0)
-        if before / job.seconds >= LEAST_GAIN:
-            yield Lift("memory for all weights", before / job.seconds, limit_of(cost, job))
+        yield "memory for all weights", cost, dataclasses.replace(plan, disk_layers=())
     for what, hardware in _better(cost.hardware, bool(plan.disk_layers)):
-        faster = dataclasses.replace(cost, hardware=hardware)
-        job = predict(faster, plan, workload, most_rows=0)
-        if before / job.seconds >= LEAST_GAIN:
-            yield Lift(what, before / job.seconds, limit_of(faster, job))
+        yield what, dataclasses.replace(cost, hardware=hardware), plan
 
 
 def _better(hardware: HardwareSpec, reads: bool) -> Iterator[tuple[str, HardwareSpec]]:
