@@ -49,22 +49,13 @@ def steady(cost: CostModel, plan: Plan, workload: Workload) -> Prediction:
         times, stages = clock.times(parts)
         outside = clock.outside_seconds(parts)
         begin = prediction.seconds
-        prediction.seconds += passes * (times.seconds + outside)
-        prediction.outside_seconds += passes * outside
-        prediction.stretched_seconds += passes * times.stretched_seconds
-        prediction.steps += round(passes)
-        prediction.prefill_rows += round(passes * shape.prefill_tokens)
-        prediction.decode_rows += round(passes * shape.decode_tokens)
-        for resource, seconds in times.busy_seconds.items():
-            prediction.busy_seconds[resource] += passes * seconds
-        for stage, seconds in stages.items():
-            prediction.stage_seconds[stage] += passes * seconds
+        prediction.count(passes, shape, times, stages, outside)
         length = max(times.seconds + outside, 1e-12)
         busy: dict[Resource, float] = {r: s / length for r, s in times.busy_seconds.items()}
         rows = round(passes * shape.prefill_tokens), round(passes * shape.decode_tokens)
         prediction.moments.append(Moment(begin, prediction.seconds, busy, *rows))
     prediction.peak_kv_blocks = min(plan.kv_blocks, round(flow.per_pass * flow.held_blocks))
-    prediction.seconds += cost.fresh_seconds(0, prediction.peak_kv_blocks * plan.block_tokens)
+    prediction.count_fresh(cost.fresh_seconds(0, prediction.peak_kv_blocks * plan.block_tokens))
     return prediction
 
 

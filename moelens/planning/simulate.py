@@ -69,6 +69,26 @@ class Prediction:
     stage_seconds: dict[Stage, float] = field(default_factory=lambda: dict.fromkeys(Stage, 0.0))
     moments: list[Moment] = field(default_factory=list)
 
+    def count(
+        self, passes: float, shape: StepShape, times: StepTimes, stages: Mapping[Stage, float], outside_seconds: float
+    ) -> None:
+        """Add so many steps of `shape`."""
+        self.seconds += passes * (times.seconds + outside_seconds)
+        self.outside_seconds += passes * outside_seconds
+        self.stretched_seconds += passes * times.stretched_seconds
+        self.steps += round(passes)
+        self.prefill_rows += round(passes * shape.prefill_tokens)
+        self.decode_rows += round(passes * shape.decode_tokens)
+        for resource, seconds in times.busy_seconds.items():
+            self.busy_seconds[resource] += passes * seconds
+        for stage, seconds in stages.items():
+            self.stage_seconds[stage] += passes * seconds
+
+    def count_fresh(self, seconds: float) -> None:
+        """Add what it takes to get the memory of cache that is stored into for the first time."""
+        self.seconds += seconds
+        self.stage_seconds[Stage.STORE_KV] += seconds
+
     @property
     def tokens_per_second(self) -> float:
         """Prompt and output tokens."""
@@ -228,33 +248,16 @@ def simulate(cost: CostModel, plan: Plan, workload: Workload, *, ends_known: boo
         new_blocks = max(0, plan.kv_blocks - scheduler.free_blocks - prediction.peak_kv_blocks)
         prediction.peak_kv_blocks += new_blocks
         held = prediction.peak_kv_blocks * plan.block_tokens
-        fresh = cost.fresh_seconds(held - new_blocks * plan.block_tokens, held)
-        _count(prediction, history, clock, [shape_of(group) for group in groups], fresh)
+        parts = [shape_of(group) for group in groups]
+        (times, stages), step = clock.times(parts), sum(parts, StepShape())
+        begin = prediction.seconds
+        prediction.count(1, step, times, stages, clock.outside_seconds(parts))
+        prediction.count_fresh(cost.fresh_seconds(held - new_blocks * plan.block_tokens, held))
+        history.add(begin, prediction.seconds, times.busy_seconds, step.prefill_tokens, step.decode_tokens)
         scheduler.commit_chunks(_flat(groups), _AnyToken())
     prediction.preemptions = scheduler.preemptions
     prediction.moments = history.moments()
     return prediction
-
-
-def _count(
-    prediction: Prediction, history: _History, clock: StepClock, parts: Sequence[StepShape], fresh_seconds: float
-) -> None:
-    times, stages = clock.times(parts)
-    stages[Stage.STORE_KV] += fresh_seconds
-    outside = clock.outside_seconds(parts)
-    begin = prediction.seconds
-    prediction.seconds += times.seconds + fresh_seconds + outside
-    prediction.outside_seconds += outside
-    prediction.stretched_seconds += times.stretched_seconds
-    prediction.steps += 1
-    prefill, decode = sum(part.prefill_tokens for part in parts), sum(part.decode_tokens for part in parts)
-    prediction.prefill_rows += prefill
-    prediction.decode_rows += decode
-    for resource, seconds in times.busy_seconds.items():
-        prediction.busy_seconds[resource] += seconds
-    for stage, seconds in stages.items():
-        prediction.stage_seconds[stage] += seconds
-    history.add(begin, prediction.seconds, times.busy_seconds, prefill, decode)
 
 
 _Stretch = tuple[float, float, dict[Resource, float], int, int]

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 import torch
 from hypothesis import given
@@ -11,6 +13,7 @@ from moelens.cost.hardware import HardwareSpec, Processor
 from moelens.cost.seconds import CostModel
 from moelens.cost.workload import Workload
 from moelens.models.config import GQA, LayerConfig, ModelConfig, MoEFFN, Rope
+from moelens.pipeline.task import Stage
 from moelens.plan import Plan
 from moelens.planning.bound import served_per_held_token
 from moelens.planning.predict import Flow, _held_blocks, memory_bytes, predict, steady
@@ -44,6 +47,16 @@ def test_a_small_job_is_simulated_and_a_large_one_is_not() -> None:
     workload = Workload.even(20, 10, 10)
     assert predict(CPU_ONLY, plan, workload).seconds == simulate(CPU_ONLY, plan, workload).seconds
     assert predict(CPU_ONLY, plan, workload, most_rows=10).seconds == steady(CPU_ONLY, plan, workload).seconds
+
+
+def test_memory_that_nobody_wrote_before_makes_storing_longer_in_both_forms() -> None:
+    plan, workload = Plan(step_tokens=256, max_requests=64, kv_blocks=10_000), Workload.even(400, 100, 40)
+    dear = replace(CPU_ONLY, hardware=replace(CPU_ONLY.hardware, fresh_seconds_per_byte=1e-6))
+    for form in (simulate, steady):
+        before, after = form(CPU_ONLY, plan, workload), form(dear, plan, workload)
+        longer = after.stage_seconds[Stage.STORE_KV] - before.stage_seconds[Stage.STORE_KV]
+        assert longer == pytest.approx(after.seconds - before.seconds)
+        assert longer > 1
 
 
 @given(st.integers(1, 200), st.integers(1, 300), st.sampled_from([32, 64, 96]))
