@@ -75,11 +75,12 @@ class HardwareSpec:
     """A machine: the host, the device (None: the host does all) and the link between.
 
     `step_seconds` and `row_seconds` are what a step costs outside of its tasks (scheduling, laying out, taking in), in
-    all and per row. `bytes_per_second_by_threads` are reads of the host's memory by 1, 2, … threads. While the
-    link moves both ways, each keeps `both_ways_share` of its rate. On an emulated device, which is threads of the
-    host, device, host and link share `cores`, of which each direction of the link takes `link_cores` while it moves
-    something. `disk_bytes_per_second` is at what rate weights come from files (None: not known).
-    `sources` says of each figure where it comes from.
+    all and per row; `fresh_seconds_per_byte` what storing into cache that nobody wrote before costs on top.
+    `bytes_per_second_by_threads` are reads of the host's memory by 1, 2, … threads. While the link moves both ways,
+    each keeps `both_ways_share` of its rate. On an emulated device, which is threads of the host and computes from its
+    memory (`device_shares_memory`), device, host and link share `cores`, of which each direction of the link takes
+    `link_cores` while it moves something. `disk_bytes_per_second` is at what rate weights come from files (None: not
+    known). `sources` says of each figure where it comes from.
     """
 
     name: str

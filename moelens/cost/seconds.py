@@ -73,23 +73,19 @@ class CostModel:
 
     def layer_loads(self, tokens: int | None = None) -> tuple[LayerLoad, ...]:
         """What of each layer has to be brought to the device in a step of so many rows (None: of many)."""
-        layers, place = range(len(self.config.layers)), self.placement
-        if self.hardware.device is None:
-            return tuple(self._host_load(layer, tokens) for layer in layers)
-        routed = [tokens is not None and brings_routed(layer.ffn, tokens) for layer in self.config.layers]
-        experts = [Experts.ROUTED if each else Experts.WHOLE for each in routed]
-        if place is None:
-            experts = [Experts.WHOLE for _ in layers]
-        front, held = (True, frozenset[int]()) if place is None else (not place.fronts, place.layers)
-        streams = [LayerLoad(front, experts[layer], layer in self.disk_layers) for layer in layers]
-        return tuple(LayerLoad() if layer in held else streams[layer] for layer in layers)
+        return tuple(self._layer_load(layer, tokens) for layer in range(len(self.config.layers)))
 
-    def _host_load(self, layer: int, tokens: int | None) -> LayerLoad:
-        """What comes of a layer where the host does all: at most from disk."""
-        if layer not in self.disk_layers:
-            return LayerLoad()
+    def _layer_load(self, layer: int, tokens: int | None) -> LayerLoad:
+        from_disk = layer in self.disk_layers
         routed = tokens is not None and brings_routed(self.config.layers[layer].ffn, tokens)
-        return LayerLoad(experts=Experts.ROUTED if routed else Experts.RESIDENT, from_disk=True)
+        if self.hardware.device is None:  # nothing comes, but perhaps from disk
+            return LayerLoad(experts=Experts.ROUTED if routed and from_disk else Experts.RESIDENT, from_disk=from_disk)
+        if self.placement is None:
+            return LayerLoad(front=True, experts=Experts.WHOLE, from_disk=from_disk)
+        if layer in self.placement.layers:
+            return LayerLoad()
+        experts = Experts.ROUTED if routed else Experts.WHOLE
+        return LayerLoad(front=not self.placement.fronts, experts=experts, from_disk=from_disk)
 
     def step_overhead_seconds(self, rows: int) -> float:
         """What a step of so many rows takes outside of its tasks."""

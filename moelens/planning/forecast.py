@@ -114,13 +114,19 @@ class Forecast:
 
 
 def unmeasured(threads: int, *, has_device: bool, link_bytes_per_second: float | None = None) -> HardwareSpec:
-    """A machine of which nobody knows anything but the number of threads, and perhaps the link's speed: a shape that
-    measured steps put right."""
+    """A machine of which nobody knows anything but the number of threads, and perhaps the link's speed.
+
+    Its figures are those of common cores, of a small GPU and of its link, in round numbers: they give the stages'
+    proportions, which measured steps put right.
+    """
     host = _unmeasured_cores("processor", threads)
     if not has_device:
         return HardwareSpec("unmeasured", host)
+    device = Processor("device", flops_per_second=1e13, bytes_per_second=5e11, memory_bytes=1e10, task_seconds=1e-5)
     link = link_bytes_per_second or 1e10
-    return HardwareSpec("unmeasured", host, Processor("device", 1e13, 5e11, 1e10, 1e-5), link, link)
+    return HardwareSpec(
+        "unmeasured", host, device, to_device_bytes_per_second=link, to_host_bytes_per_second=link
+    )
 
 
 def unmeasured_emulation(threads: int, device: EmulatedDevice) -> HardwareSpec:
@@ -131,7 +137,13 @@ def unmeasured_emulation(threads: int, device: EmulatedDevice) -> HardwareSpec:
 
 
 def _unmeasured_cores(name: str, threads: int) -> Processor:
-    return Processor(name, 1e11 * threads, 1e10 * min(4, threads), 1e10, 1e-5)
+    return Processor(
+        name,
+        flops_per_second=1e11 * threads,
+        bytes_per_second=1e10 * min(4, threads),  # a few threads take all that memory gives
+        memory_bytes=1e10,
+        task_seconds=1e-5,
+    )
 
 
 def _ratio(pair: tuple[float, float]) -> float:
