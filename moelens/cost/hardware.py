@@ -106,11 +106,6 @@ class HardwareSpec:
             _require_positive(f"{self.name}: disk_bytes_per_second", self.disk_bytes_per_second)
 
     @property
-    def computing(self) -> Processor:
-        """Where the matrix products run."""
-        return self.device or self.host
-
-    @property
     def file_bytes_per_second(self) -> float:
         """At what rate files are read; where it is not known, as a drive of PCIe 3 does."""
         return self.disk_bytes_per_second or UNKNOWN_DISK_BYTES_PER_SECOND

@@ -12,7 +12,6 @@ from moelens.pipeline.turns import Turns
 from moelens.plan import Plan
 
 
-
 def step_tasks(shapes: Sequence[StepShape], loads: Sequence[LayerLoad], plan: Plan) -> list[Task]:
     """The tasks of one pass of all layers over parts of the given shapes, `loads` one per layer.
 

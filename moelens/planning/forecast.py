@@ -124,9 +124,7 @@ def unmeasured(threads: int, *, has_device: bool, link_bytes_per_second: float |
         return HardwareSpec("unmeasured", host)
     device = Processor("device", flops_per_second=1e13, bytes_per_second=5e11, memory_bytes=1e10, task_seconds=1e-5)
     link = link_bytes_per_second or 1e10
-    return HardwareSpec(
-        "unmeasured", host, device, to_device_bytes_per_second=link, to_host_bytes_per_second=link
-    )
+    return HardwareSpec("unmeasured", host, device, to_device_bytes_per_second=link, to_host_bytes_per_second=link)
 
 
 def unmeasured_emulation(threads: int, device: EmulatedDevice) -> HardwareSpec:

@@ -320,8 +320,8 @@ def check_fits(plan: Plan, workload: Workload) -> None:
     """Raise CapacityError when a request is longer than the cache."""
     if workload.longest_tokens > plan.kv_tokens:
         raise CapacityError(
-            f"A request of {workload.longest_tokens} tokens does not fit in a key/value cache of {plan.kv_tokens}: give it more "
-            "memory, or shorten the requests."
+            f"A request of {workload.longest_tokens} tokens does not fit in a key/value cache of "
+            f"{plan.kv_tokens}: give it more memory, or shorten the requests."
         )
 
 
