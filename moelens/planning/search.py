@@ -31,7 +31,7 @@ STEP_TOKENS = (1024, 2048, 4096, 8192)
 OF_SATURATION = (0.125, 0.25, 0.5, 0.75, 1.0, 1.25, 1.5, 2.0)  # steps tried on a device, in units of n_real
 MOST_STEP_TOKENS = 1 << 17  # of those: all links are hidden then, and activations take tens of gigabytes
 OF_DISK = (0.5, 0.7, 0.85, 1.2, 1.5, 2.0)  # layers on disk that are tried, in units of those that the default has there
-PARTS = (2, 3)  # of every step, where the default is as many, up to 3, as a step is expected to be fastest with
+PARTS = (1, 2, 3)  # of every step, where the default is as many, up to 3, as a step is expected to be fastest with
 FINALISTS = 3  # that are predicted on clocks, by simulation where the job is small
 WORTH = 1.02  # what another plan must gain to be taken in place of the default
 
