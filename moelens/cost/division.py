@@ -8,11 +8,11 @@ from dataclasses import dataclass
 
 from moelens.cost.seconds import CostModel, stage_seconds
 from moelens.cost.work import expert_weight_bytes, experts_work
-from moelens.cost.workload import StepShape
+from moelens.cost.workload import LayerSeconds, StepShape
 from moelens.models.config import MoEFFN
 from moelens.pipeline.task import Stage
 
-WAITING = 0.5  # of the time for all experts: what waiting for the router's choice may take and still be faster
+WORTH = 0.9  # of the time with all experts, which a divided layer may take
 TRIED = 16  # divisions that are tried
 MOST_ROWS = 64  # of a step that is divided; with more, hardly an expert is left that none of the device's rows goes to
 
@@ -49,16 +49,21 @@ class DividedLayer:
         seconds = stage_seconds(self.cost.hardware.host, Stage.FINISH_ROWS, work, StepShape(rows, rows))
         return seconds * self.cost.scales.get(Stage.FINISH_ROWS, 1.0)
 
-    def pays(self, rows: int, busy_seconds: float) -> bool:
-        """Whether `rows` rows are expected to wait for less than they would for all experts, hadn't these come ahead.
+    def pays(self, rows: int, own: LayerSeconds) -> bool:
+        """Whether the layer is expected to take clearly less time when `rows` rows are divided than when all experts
+        have come ahead, which they do while the layer before is computed.
 
-        `busy_seconds` is what the host does beside. Routing is taken to be that of the cost model.
+        `own` is what the rows take there with all experts. Routing is taken to be that of the cost model.
         """
-        if rows > MOST_ROWS:
+        if not 0 < rows <= MOST_ROWS:
             return False
-        whole = self.link_seconds(self.ffn.experts)
-        divisions = [self._seconds(rows, host, busy_seconds) for host in _tried(rows) if host]
-        return any(seconds <= WAITING * whole for seconds in divisions)
+        whole = max(self.link_seconds(self.ffn.experts), own.choosing + own.finishing)
+        divided = min(
+            self._seconds(rows, host, own.attending) + own.finishing * (rows - host) / rows
+            for host in _tried(rows)
+            if host
+        )
+        return own.choosing + divided <= WORTH * whole
 
     def expected_rows_of_host(self, rows: int, busy_seconds: float) -> int:
         """How many of `rows` rows the host is expected to finish, were routing what it is taken to be."""

@@ -9,7 +9,7 @@ from functools import cached_property
 
 from moelens.cost.footprint import LOGIT_ROWS
 from moelens.cost.seconds import CostModel
-from moelens.cost.workload import RowSeconds, StepShape
+from moelens.cost.workload import LayerSeconds, RowSeconds, StepShape
 from moelens.models.config import ModelConfig
 from moelens.pipeline.task import OF_LOGITS, Experts, Resource, Stage
 
@@ -62,12 +62,13 @@ class LaneCosts:
             down_row=share(shape.tokens, Stage.OFFLOAD),
         )
 
-    def attending_seconds(self, shape: StepShape) -> float:
-        """What the host does for rows of `shape` in a layer beside finishing some."""
-        if not shape.hosted_tokens:
-            return 0.0
-        seconds = self.stage_seconds(shape)
-        return sum(seconds.get(stage, 0.0) for stage in ATTENDING) / len(self.cost.config.layers)
+    def layer_seconds(self, shape: StepShape) -> LayerSeconds:
+        """What the rows of one part of `shape` take in a layer."""
+        layers, seconds = len(self.cost.config.layers), self.stage_seconds(shape)
+        attending = sum(seconds.get(stage, 0.0) for stage in ATTENDING) if shape.hosted_tokens else 0.0
+        finishing = seconds[Stage.AFTER_ATTENTION]
+        choosing = sum(seconds[stage] for stage in _stages(shape)) - finishing
+        return LayerSeconds(attending / layers, choosing / layers, finishing / layers)
 
     @cached_property
     def load_seconds(self) -> float:

@@ -55,6 +55,16 @@ class StepShape:
 
 
 @dataclass(frozen=True)
+class LayerSeconds:
+    """What a part's rows take in a layer, on average: `attending` on the host; `choosing` until the router has chosen,
+    attention and transfers included; `finishing` on the device from there on, with all of the layer's experts there."""
+
+    attending: float = 0.0
+    choosing: float = 0.0
+    finishing: float = 0.0
+
+
+@dataclass(frozen=True)
 class RowSeconds:
     """What rows of a step take on each lane, over all layers, by what tells them apart.
 

@@ -8,7 +8,7 @@ from moelens.cost.division import DividedLayer
 from moelens.cost.lanes import LaneCosts
 from moelens.cost.seconds import CostModel, Demand, stage_seconds
 from moelens.cost.work import expert_weight_bytes, experts_work
-from moelens.cost.workload import StepShape
+from moelens.cost.workload import LayerSeconds, StepShape
 from moelens.models.config import MoEFFN
 from moelens.pipeline.task import Experts, LayerLoad, Stage
 
@@ -24,9 +24,9 @@ class ExpectedDivision:
 
     def loads(self, shape: StepShape) -> tuple[LayerLoad, ...]:
         """How each layer's weights come in a step of `shape`."""
-        busy = self._lanes.attending_seconds(shape)
+        own = self._lanes.layer_seconds(shape)
         return tuple(
-            replace(load, experts=Experts.DIVIDED) if load.streams and self._pays(layer, shape, busy) else load
+            replace(load, experts=Experts.DIVIDED) if load.streams and self._pays(layer, shape, own) else load
             for layer, load in enumerate(self._cost.layer_loads(shape.tokens))
         )
 
@@ -35,7 +35,7 @@ class ExpectedDivision:
         cost, divided = self._cost, DividedLayer(self._cost, layer)
         last = layer + 1 == len(cost.config.layers)
         rows = shape.logit_rows if last else shape.tokens
-        host = divided.expected_rows_of_host(rows, self._lanes.attending_seconds(shape))
+        host = divided.expected_rows_of_host(rows, self._lanes.layer_seconds(shape).attending)
         of_host, of_device = (cost.routing.touched(divided.ffn, of) for of in (host, rows - host))
         each_bytes = expert_weight_bytes(cost.config, layer) / divided.ffn.experts
         if stage is Stage.LOAD_EXPERTS:
@@ -51,6 +51,6 @@ class ExpectedDivision:
         seconds = stage_seconds(cost.hardware.device, stage, work, shape) * cost.scales.get(stage, 1.0)
         return Demand(seconds, work.bytes if cost.hardware.device_shares_memory else 0.0)
 
-    def _pays(self, layer: int, shape: StepShape, busy_seconds: float) -> bool:
+    def _pays(self, layer: int, shape: StepShape, own: LayerSeconds) -> bool:
         is_routed = isinstance(self._cost.config.layers[layer].ffn, MoEFFN)
-        return is_routed and DividedLayer(self._cost, layer).pays(shape.tokens, busy_seconds)
+        return is_routed and DividedLayer(self._cost, layer).pays(shape.tokens, own)

@@ -12,7 +12,7 @@ from moelens.cost.division import DividedLayer
 from moelens.cost.lanes import LaneCosts, first_of_kind
 from moelens.cost.routing import RoutingLoad
 from moelens.cost.seconds import CostModel
-from moelens.cost.workload import RowSeconds, StepShape
+from moelens.cost.workload import LayerSeconds, RowSeconds, StepShape
 from moelens.pipeline.task import Stage
 from moelens.planning.drift import Drift
 
@@ -30,7 +30,7 @@ class StepPricing:
         self.observed_steps = 0
         self._lock = threading.Lock()
         self._divided = dict.fromkeys((Stage.FINISH_ROWS, Stage.LOAD_EXPERTS), 0.0)  # expected of the step under way
-        self._attending: dict[StepShape, float] = {}
+        self._of_layer: dict[StepShape, LayerSeconds] = {}
         self._paying: dict[tuple[int, StepShape], bool] = {}
         self._kinds = first_of_kind(cost.config)
 
@@ -49,13 +49,13 @@ class StepPricing:
         of = self._kinds[layer], shape
         if of not in self._paying:
             divided = DividedLayer(self._lanes.cost, layer)
-            self._paying[of] = divided.pays(shape.tokens, self._attending_seconds(shape))
+            self._paying[of] = divided.pays(shape.tokens, self._layer_seconds(shape))
         return self._paying[of]
 
     def rows_of_host(self, layer: int, ids: torch.Tensor, present: Set[int], beside: StepShape) -> Sequence[int]:
         expected, now = (DividedLayer(lanes.cost, layer) for lanes in (self._expected, self._lanes))
         chosen: list[list[int]] = ids.tolist()
-        rows = now.rows_of_host(chosen, present, self._attending_seconds(beside))
+        rows = now.rows_of_host(chosen, present, self._layer_seconds(beside).attending)
         host = {expert for row in rows for expert in chosen[row]}
         brought = {expert for row in set(range(len(chosen))) - set(rows) for expert in chosen[row]} - present
         with self._lock:  # parts are divided by threads of their lanes
@@ -63,11 +63,11 @@ class StepPricing:
             self._divided[Stage.LOAD_EXPERTS] += expected.link_seconds(len(brought))
         return rows
 
-    def _attending_seconds(self, shape: StepShape) -> float:
+    def _layer_seconds(self, shape: StepShape) -> LayerSeconds:
         with self._lock:
-            if shape not in self._attending:
-                self._attending[shape] = self._lanes.attending_seconds(shape)
-            return self._attending[shape]
+            if shape not in self._of_layer:
+                self._of_layer[shape] = self._lanes.layer_seconds(shape)
+            return self._of_layer[shape]
 
     def free_prompt_rows(self, decodes: StepShape, most: int) -> int:
         return self._lanes.free_prompt_rows(decodes, most)
@@ -80,7 +80,7 @@ class StepPricing:
         with self._lock:
             expected |= self._divided
             self._divided = dict.fromkeys(self._divided, 0.0)
-            self._attending.clear()
+            self._of_layer.clear()
             self._paying.clear()
         if not stage_seconds.get(Stage.LOAD_EXPERTS):  # or fewer weights came than are expected
             expected[Stage.LOAD] = self._expected.load_seconds

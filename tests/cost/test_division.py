@@ -14,6 +14,7 @@ from moelens.cost.division import MOST_ROWS, DividedLayer
 from moelens.cost.hardware import HardwareSpec, Processor
 from moelens.cost.seconds import CostModel
 from moelens.cost.work import expert_weight_bytes
+from moelens.cost.workload import LayerSeconds
 from moelens.models.config import GQA, LayerConfig, ModelConfig, MoEFFN, Rope
 from moelens.pipeline.task import Stage
 
@@ -71,11 +72,19 @@ def test_a_lone_row_is_finished_where_its_experts_come_from_sooner() -> None:
 
 
 def test_waiting_for_the_router_pays_for_few_rows() -> None:
+    divided, none = layer(link=4e9), LayerSeconds()
+    assert divided.pays(1, none) and divided.pays(8, none)
+    assert not divided.pays(8, LayerSeconds(attending=divided.link_seconds(16)))
+    assert not divided.pays(MOST_ROWS + 1, none)
+    assert not layer(link=4e9, host=1e8).pays(8, none)
+
+
+def test_it_does_not_pay_where_the_experts_come_while_rows_attend() -> None:
     divided = layer(link=4e9)
-    assert divided.pays(1, 0.0) and divided.pays(8, 0.0)
-    assert not divided.pays(8, busy_seconds=divided.link_seconds(16))
-    assert not divided.pays(MOST_ROWS + 1, 0.0)
-    assert not layer(link=4e9, host=1e9).pays(8, 0.0)
+    whole = divided.link_seconds(16)
+    assert divided.pays(2, LayerSeconds(choosing=0.2 * whole))
+    assert not divided.pays(2, LayerSeconds(choosing=2 * whole)), "then they are there, and the rows would wait longer"
+    assert divided.pays(2, LayerSeconds(finishing=2 * whole)), "the host is another processor that finishes rows"
 
 
 def test_host_seconds_count_experts_once_and_rows_each() -> None:
