@@ -49,8 +49,8 @@ class Case:
     @classmethod
     def of(cls, model: str, hardware: str, workload: Workload) -> Case:
         cost = CostModel(read_model(model).config, machine(hardware))
-        longest = max(map(sum, zip(workload.prompt_tokens, workload.output_tokens, strict=True)))
-        limits = Limits(int(SHARE_OF_MEMORY * cost.hardware.host.memory_bytes), max_model_len=longest)
+        memory_bytes = int(SHARE_OF_MEMORY * cost.hardware.host.memory_bytes)
+        limits = Limits(memory_bytes, max_model_len=workload.longest_tokens)
         begin = time.process_time()
         choice = choose(cost, sizes_of(cost.config), limits, 1, workload)
         return cls(cost, limits, workload, choice, time.process_time() - begin)
