@@ -37,7 +37,7 @@ from moelens.ops.native import NativeOps
 from moelens.plan import Plan
 from moelens.planning.advice import read_model
 from moelens.planning.measured import measured_hardware
-from moelens.planning.tuning import Room, tune
+from moelens.planning.tuning import Room, effect, tune
 
 REQUESTS = (16, 32, 64, 128, 256, 512, 1024)
 STEP_TOKENS = (128, 256, 512, 1024, 2048, 4096, 8192)
@@ -142,8 +142,7 @@ class Runner:
 
     def effect(self, plan: Plan) -> tuple[int, int]:
         """The limits as far as the job reaches them."""
-        rows = self._job.requests * (self._job.prompt_tokens + 1)
-        return min(plan.max_requests, self._job.requests), min(plan.step_tokens, rows)
+        return effect(plan, self._job.requests, self._job.requests * (self._job.prompt_tokens + 1))
 
     def seconds(self, plan: Plan) -> float:
         self._llm.engine.adopt(plan)

@@ -84,26 +84,26 @@ def tune(
 def _others(cost: CostModel, base: Plan, room: Room, workload: Workload, touched: int) -> Iterator[Plan]:
     """Plans that differ from the base one for these requests."""
     rows = workload.requests + sum(workload.prompt_tokens)  # more than this in a step change nothing
-    seen = {_effect(base, workload.requests, rows)}
+    seen = {effect(base, workload.requests, rows)}
     max_requests = base.max_requests if "max_requests" in room.fixed else None
     most_rows = base.step_tokens if "step_tokens" in room.fixed else None
     for requests, step_tokens in step_sizes(cost, max_requests, most_rows):
         if room.has_device and step_tokens > base.step_tokens:
             continue
         plan = dataclasses.replace(base, max_requests=requests, step_tokens=step_tokens)
-        effect = _effect(plan, workload.requests, rows)
-        if effect not in seen and _has_room(cost, plan, room, workload, touched):
-            seen.add(effect)
+        reached = effect(plan, workload.requests, rows)
+        if reached not in seen and _has_room(cost, plan, room, workload, touched):
+            seen.add(reached)
             yield plan
 
 
-def _effect(plan: Plan, requests: int, rows: int) -> tuple[int, int]:
+def effect(plan: Plan, requests: int, rows: int) -> tuple[int, int]:
+    """The limits of steps as far as a job of so many requests and rows reaches them: equal ones are one plan."""
     return min(plan.max_requests, requests), min(plan.step_tokens, rows)
 
 
 def _has_room(cost: CostModel, plan: Plan, room: Room, workload: Workload, touched: int) -> bool:
     """Whether the activations of its steps find memory beside the blocks that its requests may take."""
-    longest = max(map(sum, zip(workload.prompt_tokens, workload.output_tokens, strict=True)))
-    running = min(plan.max_requests, workload.requests) * -(-longest // plan.block_tokens)
+    running = min(plan.max_requests, workload.requests) * -(-workload.longest_tokens // plan.block_tokens)
     blocks = min(plan.kv_blocks, max(touched, running + plan.retained_blocks))
     return blocks * room.block_bytes + activation_bytes(cost.config, plan.step_tokens) <= room.memory_bytes

@@ -15,9 +15,6 @@ constexpr int kPanelColumns = 32;
 constexpr int kMaxRows = 12;
 constexpr int64_t kStepBytes = kPanelColumns * 4;
 
-// In each format, `next_row` is the distance from a row of A to the next, in floats: 1 in a panel, more where each row
-// is stored in one piece; `second` is the distance from the first k of a pair to the second, where they are apart.
-
 // sums[r][v] = add(row(r), column(v), what was there). Whichever are fewer, rows or vectors of columns, stay in
 // registers.
 template <int R, int V, class Row, class Column, class Add>
@@ -41,6 +38,9 @@ MOELENS_INLINE void add_products(F32 (&sums)[R][V], const Row& row, const Column
         }
     }
 }
+
+// In each format, `next_row` is the distance from a row of A to the next, in floats: 1 in a panel, more where each row
+// is stored in one piece; `second` is the distance from the first k of a pair to the second, where they are apart.
 
 struct Singles {
     using Element = float;
