@@ -15,7 +15,7 @@ import torch
 from moelens.machine.machine import Act, Done
 from moelens.pipeline.task import Task
 
-LOOK_SECONDS = 0.0002  # how often a lane that has only carried tasks looks whether the first can begin
+LOOK_SECONDS = 0.0002  # how often a lane that has only carried tasks looks for others, and whether the first can begin
 
 # Runs one act; returns the bytes that it moved. `ready_seconds` is when the last thing that it waited for was done.
 Run = Callable[[Act, float], int]
@@ -105,12 +105,17 @@ def _work(waiting: Queue, finish: Callable[[Submission], None], prepare: Callabl
 
 def _next(waiting: Queue, carried: deque[Submission]) -> Submission | None:
     """What comes next: the queue's head; when there is none, the first carried task if it can begin; None ends all."""
+    gave_way = False
     while True:
         try:
-            submission = waiting.get(timeout=LOOK_SECONDS if carried else None)
+            # Never with a timeout: CPython (3.11 at least) subtracts from it what has passed, and takes a negative rest,
+            # which a thread that was held up for longer has, for "wait for ever".
+            submission = waiting.get(block=not carried)
         except queue.Empty:
-            if all(earlier.is_done for earlier in carried[0].after):
+            if gave_way and all(earlier.is_done for earlier in carried[0].after):
                 return carried.popleft()
+            time.sleep(LOOK_SECONDS)
+            gave_way = True
             continue
         if submission is None or not submission.task.carried:
             return submission

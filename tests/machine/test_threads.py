@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 
 from moelens.cost.workload import StepShape
 from moelens.errors import TaskError
+from moelens.machine import threads
 from moelens.machine.emulated import EmulatedMachine, ThrottledLink
 from moelens.machine.threads import ThreadLane
 from moelens.pipeline.executor import Executor
@@ -162,7 +163,18 @@ def test_a_link_takes_its_time_and_makes_up_for_late_awakenings() -> None:
     assert slept[-1] == 0.5, "an idle link does not make up for what it did not do"
 
 
-def test_what_is_carried_gives_way_and_is_dropped_when_the_next_step_begins() -> None:
+def test_a_lane_that_is_held_up_while_it_looks_still_does_what_is_carried(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(threads, "LOOK_SECONDS", 1e-6)  # so short that being held up for longer is common
+    lane = ThreadLane("of a test")
+    for _ in range(5000):
+        carried = lane.submit(Task(0, Stage.LOAD, 0, 0, StepShape(), (), carried=True), lambda: 1, [])
+        end = time.monotonic() + 30
+        while not carried.is_done:
+            assert time.monotonic() < end, "the lane sleeps for ever"
+            time.sleep(0)
+
+
+def test_what_is_carried_gives_way_and_is_dropped_when_the_next_step_begins(monkeypatch: pytest.MonkeyPatch) -> None:
     machine = EmulatedMachine(1e12, 1e12)
     executor, seen = Executor(machine), []
     gate = threading.Event()
@@ -177,10 +189,12 @@ def test_what_is_carried_gives_way_and_is_dropped_when_the_next_step_begins() ->
         return Task(id, stage, 0, 0, StepShape(), after, carried=carried)
 
     # Task 0 is carried and could begin; 1 and 2 are behind it in its lane, and go first.
-    threading.Timer(0.02, gate.set).start()
-    executor.run([task(0, Stage.LOAD, carried=True), task(1, Stage.LOAD), task(2, Stage.UPLOAD)], act)
-    assert seen[:2] == [1, 2]
-    executor.run([], act)  # which waits for task 0, or drops it
+    with monkeypatch.context() as patch:
+        patch.setattr(threads, "LOOK_SECONDS", 0.05)  # longer than this thread is held up between two submissions
+        threading.Timer(0.02, gate.set).start()
+        executor.run([task(0, Stage.LOAD, carried=True), task(1, Stage.LOAD), task(2, Stage.UPLOAD)], act)
+        assert seen[:2] == [1, 2]
+        executor.run([], act)  # which waits for task 0, or drops it
     seen.clear()
     # Here nothing carried can begin before the step is over, and the next one begins at once.
     tasks = [task(0, Stage.STORE_KV), *(task(i, Stage.LOAD, (0,), carried=True) for i in range(1, 2000))]
