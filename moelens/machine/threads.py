@@ -108,8 +108,8 @@ def _next(waiting: Queue, carried: deque[Submission]) -> Submission | None:
     gave_way = False
     while True:
         try:
-            # Never with a timeout: CPython (3.11 at least) subtracts from it what has passed, and takes a negative rest,
-            # which a thread that was held up for longer has, for "wait for ever".
+            # Never with a timeout: CPython (3.11 at least) subtracts from it what has passed, and takes a negative
+            # rest, which a thread that was held up for longer has, for "wait for ever".
             submission = waiting.get(block=not carried)
         except queue.Empty:
             if gave_way and all(earlier.is_done for earlier in carried[0].after):

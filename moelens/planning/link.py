@@ -16,6 +16,7 @@ from moelens.pipeline.task import Resource, Stage, Task
 
 SECONDS = 0.15  # of each measurement, about
 ROWS = 1024  # of the tensor that is moved: some megabytes, as chunks of weights are
+COPIED_BYTES = 256 << 20  # more than caches hold
 UP, DOWN = Place(0, "up"), Place(0, "down")
 
 
@@ -60,12 +61,13 @@ class _LinkBench:
         ]
 
     def copy_rate(self) -> float:
-        """Of the copies alone, on this thread."""
+        """Of a plain copy on this thread, of memory that no cache holds: most of what comes are weights."""
         with torch.inference_mode():
+            source = torch.ones(COPIED_BYTES, dtype=torch.uint8)
+            copy = torch.ones_like(source)
             begin = time.perf_counter()
-            for _ in range(8):
-                self._up()
-            return 8 * self._rows.nbytes / (time.perf_counter() - begin)
+            copy.copy_(source)
+            return COPIED_BYTES / (time.perf_counter() - begin)
 
     def _rate_once(self, way: Resource) -> float:
         first, second = self._submit(way), self._submit(way)
