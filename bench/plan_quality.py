@@ -6,9 +6,10 @@ Six workloads, three of each model, whose layers are cut down and have random we
 requests and 128 to 8192 rows in a step. Every plan runs once, in a fixed shuffled order, and the default before every
 sixth: a plan's time is told as a multiple of the median of the last three of these, as the speed of this machine's
 memory changes by the minute. Plans that differ only in limits which a job does not reach are one plan, told by the
-median of their runs. Then the four best, the chosen one and the default run in turn, seven times; the verdict are the
-medians of their ratios to the default of the same round. The default's slowest round over its fastest is printed too:
-differences far below it are chance.
+median of their runs. Then the four best, the chosen one and the default run in turn, seven times, and are judged by the
+medians of their ratios to the default of the same round. Of six that differ by little the best is the luckiest too, so
+the verdict on it is from 31 rounds more, of it and the chosen plan alone, each first in every other round. The
+default's slowest round over its fastest is printed too: differences far below it are chance.
 
 The sweep is kept in the JSON file and goes on where it was stopped; --seconds ends a part of it, --table only prints.
 The machine is measured first, if it was not yet.
@@ -44,6 +45,7 @@ STEP_TOKENS = (128, 256, 512, 1024, 2048, 4096, 8192)
 BETWEEN = 6  # plans from one run of the default to the next
 FINALISTS = 4
 ROUNDS = 7
+DUEL_ROUNDS = 31
 MEMORY_BYTES = 4 << 30  # for cache and activations
 
 
@@ -93,8 +95,8 @@ def sweep(model: str, layers: int, records: dict[str, Any], path: Path, end: flo
     hardware = measured_hardware(architecture, NativeOps())
     for job in JOBS:
         key = f"{Path(model).name}, {layers} layers, {job}"
-        record = records.setdefault(key, {"runs": {}, "defaults": [], "finals": {}})
-        if len(record["finals"]) and all(len(runs) == ROUNDS for runs in record["finals"].values()):
+        record = records.setdefault(key, {"runs": {}, "defaults": [], "finals": {}, "duel": []})
+        if is_finished(record):
             continue
         llm = make_llm(model, overrides, job)
         runner = Runner(llm, job)
@@ -168,6 +170,27 @@ def measure(runner: Runner, record: dict[str, Any], chosen: Plan) -> Iterator[No
             if len(times) < ROUNDS:
                 times.append(runner.seconds(plan))
                 yield
+    best = next(plan for plan in finalists if name(plan) == best_name(record))
+    while best != chosen and len(record["duel"]) < DUEL_ROUNDS:
+        if len(record["duel"]) % 2:
+            other, own = runner.seconds(best), runner.seconds(chosen)
+        else:
+            own, other = runner.seconds(chosen), runner.seconds(best)
+        record["duel"].append(own / other)
+        yield
+
+
+def is_finished(record: dict[str, Any]) -> bool:
+    """Whether all rounds have been run."""
+    if not record["finals"] or any(len(times) < ROUNDS for times in record["finals"].values()):
+        return False
+    return best_name(record) == record["chosen"] or len(record["duel"]) == DUEL_ROUNDS
+
+
+def best_name(record: dict[str, Any]) -> str:
+    """The fastest of the finals."""
+    default = record["finals"][record["default"]]
+    return min(record["finals"], key=lambda plan: ratio(record["finals"][plan], default))
 
 
 def best_of(runner: Runner, runs: dict[str, float], swept: list[Plan], chosen: Plan) -> list[Plan]:
@@ -188,18 +211,18 @@ def name(plan: Plan) -> str:
 def table(records: dict[str, Any]) -> None:
     print(f"{cpu_name()}, {NativeOps().threads} threads; / means: medians of the ratios within {ROUNDS} rounds")
     columns = ("workload", "plans", "slowest / default", "default s", "its spread", "best", "chosen")
-    print("| " + " | ".join((*columns, "best / default", "chosen / best")) + " |\n" + "| --- " * 9 + "|")
+    verdict = f"chosen / best in {DUEL_ROUNDS} more"
+    print("| " + " | ".join((*columns, "best / default", "chosen / best", verdict)) + " |\n" + "| --- " * 10 + "|")
     for key, record in records.items():
-        if not record["finals"] or any(len(times) < ROUNDS for times in record["finals"].values()):
+        if not is_finished(record):
             print(f"| {key} | {len(record['runs'])} | not finished |")
             continue
-        default = record["finals"][record["default"]]
-        ratios = {plan: ratio(times, default) for plan, times in record["finals"].items()}
-        best = min(ratios, key=lambda plan: ratios[plan])
+        finals, best = record["finals"], best_name(record)
+        default, duel = finals[record["default"]], record["duel"] or [1.0]
         print(
             f"| {key} | {len(record['runs'])} | {max(record['runs'].values()):.2f} | {statistics.median(default):.2f} "
-            f"| {max(default) / min(default):.2f} | {best} | {record['chosen']} | {ratios[best]:.3f} "
-            f"| {ratio(record['finals'][record['chosen']], record['finals'][best]):.3f} |"
+            f"| {max(default) / min(default):.2f} | {best} | {record['chosen']} | {ratio(finals[best], default):.3f} "
+            f"| {ratio(finals[record['chosen']], finals[best]):.3f} | {statistics.median(duel):.3f} |"
         )
 
 

@@ -77,11 +77,11 @@ class Plan:
                 raise ConfigError(f"Plan.{name} must be at least 1, got {value}.")
         if self.ring_layers < 2:
             raise ConfigError(
-                f"Plan.ring_layers must be at least 2, got {self.ring_layers}: a part enters the next layer "
+                f"ring_layers must be at least 2, got {self.ring_layers}: a part enters the next layer "
                 "while another is still in this one."
             )
         if self.resident_layers is not None and self.resident_layers < 0:
-            raise ConfigError(f"Plan.resident_layers must be at least 0, got {self.resident_layers}.")
+            raise ConfigError(f"resident_layers must be at least 0, got {self.resident_layers}.")
         if self.disk_ring_layers < 2:
             raise ConfigError(
                 f"Plan.disk_ring_layers must be at least 2, got {self.disk_ring_layers}: one layer is read while "
@@ -90,7 +90,9 @@ class Plan:
         if sorted(set(self.disk_layers)) != list(self.disk_layers):
             raise ConfigError(f"Plan.disk_layers must ascend, got {self.disk_layers}.")
         if self.block_tokens < KEYS_AT_ONCE or self.block_tokens % KEYS_AT_ONCE:
-            raise ConfigError(f"Plan.block_tokens must be a multiple of {KEYS_AT_ONCE}, got {self.block_tokens}.")
+            raise ConfigError(
+                f"block_size (Plan.block_tokens) must be a multiple of {KEYS_AT_ONCE}, got {self.block_tokens}."
+            )
         if self.step_tokens < self.max_requests:
             raise ConfigError(
                 f"A step of {self.step_tokens} tokens (max_num_batched_tokens) can't give each of {self.max_requests} "

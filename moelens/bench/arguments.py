@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import argparse
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
-from moelens.cli.parser import Parser, natural, parse_bytes, positive
+from moelens.cli.flags import DEVICE_HELP, add_engine_flags, engine_arguments
+from moelens.cli.parser import Parser, natural, positive
 
 # What to say of flags of vLLM's bench whose nearest name would mislead.
 _REFUSED = {
@@ -18,15 +20,9 @@ _REFUSED = {
 
 @dataclass(frozen=True)
 class Options:
-    """What was asked; None: the library's own choice, or for `input_len` and `output_len` the dataset's."""
+    """What was asked; `engine` are arguments of LLM. None: the dataset's own, for `input_len` and `output_len`."""
 
     model: str
-    tokenizer: str | None
-    revision: str | None
-    load_format: str
-    dtype: str
-    quantization: str | None
-    device: str
     dataset_path: Path | None
     input_len: int | None
     output_len: int
@@ -38,16 +34,7 @@ class Options:
     temperature: float
     seed: int
     detokenize: bool
-    max_num_seqs: int | None
-    max_num_batched_tokens: int | None
-    max_model_len: int | None
-    kv_cache_memory_bytes: int | None
-    cpu_memory_bytes: int | None
-    cpu_weights_memory_bytes: int | None
-    gpu_memory_utilization: float | None
-    gpu_memory_bytes: int | None
-    enable_prefix_caching: bool | None
-    num_threads: int | None
+    engine: Mapping[str, Any]
     output_json: Path | None
     trace: Path | None
     timeline: Path | None
@@ -68,12 +55,6 @@ def parse_arguments(argv: Sequence[str] | None = None) -> Options:
     random_text = found.load_format == "dummy" and found.tokenizer is None and found.dataset_path is None
     return Options(
         model=found.model,
-        tokenizer=found.tokenizer,
-        revision=found.revision,
-        load_format=found.load_format,
-        dtype=found.dtype,
-        quantization=found.quantization,
-        device=found.device,
         dataset_path=found.dataset_path,
         input_len=found.input_len,
         output_len=found.output_len,
@@ -85,16 +66,7 @@ def parse_arguments(argv: Sequence[str] | None = None) -> Options:
         temperature=found.temperature,
         seed=found.seed,
         detokenize=not (found.disable_detokenize or random_text),
-        max_num_seqs=found.max_num_seqs,
-        max_num_batched_tokens=found.max_num_batched_tokens,
-        max_model_len=found.max_model_len,
-        kv_cache_memory_bytes=found.kv_cache_memory_bytes,
-        cpu_memory_bytes=found.cpu_memory_bytes,
-        cpu_weights_memory_bytes=found.cpu_weights_memory_bytes,
-        gpu_memory_utilization=found.gpu_memory_utilization,
-        gpu_memory_bytes=found.gpu_memory_bytes,
-        enable_prefix_caching=found.enable_prefix_caching,
-        num_threads=found.num_threads,
+        engine=engine_arguments(found),
         output_json=found.output_json,
         trace=found.trace,
         timeline=found.timeline,
@@ -114,7 +86,7 @@ def _make_parser() -> Parser:
     model.add_argument("--load-format", choices=("auto", "dummy"), default="auto", help="dummy: random weights")
     model.add_argument("--dtype", default="auto", help="auto, bfloat16 or float32")
     model.add_argument("--quantization", help="int8: quantise the weights as they are loaded")
-    model.add_argument("--device", default="auto", help="auto, cpu, cuda or emulated:link=4GB/s,memory=600MB")
+    model.add_argument("--device", default="auto", help=DEVICE_HELP)
 
     work = parser.add_argument_group("workload")
     work.add_argument("--dataset-name", choices=("random",), help="random token ids (the default without a path)")
@@ -130,21 +102,7 @@ def _make_parser() -> Parser:
     work.add_argument("--seed", type=int, default=0)
     work.add_argument("--disable-detokenize", action="store_true", help="leave the output as token ids")
 
-    engine = parser.add_argument_group("engine")
-    engine.add_argument("--max-num-seqs", type=positive, help="requests in a step at most")
-    engine.add_argument("--max-num-batched-tokens", type=positive, help="tokens in a step at most")
-    engine.add_argument("--max-model-len", type=positive, help="tokens of prompt and output at most")
-    engine.add_argument("--kv-cache-memory-bytes", type=parse_bytes, help="e.g. 4GiB")
-    engine.add_argument("--cpu-memory-bytes", type=parse_bytes, help="for weights and cache together, e.g. 64GiB")
-    engine.add_argument(
-        "--cpu-weights-memory-bytes", type=parse_bytes, help="of that, for weights; other experts are read from disk"
-    )
-    engine.add_argument(
-        "--enable-prefix-caching", action=argparse.BooleanOptionalAction, help="compute equal beginnings once"
-    )
-    engine.add_argument("--gpu-memory-utilization", type=float, help="share of a GPU's memory, in (0, 1]")
-    engine.add_argument("--gpu-memory-bytes", type=parse_bytes, help="of a GPU, e.g. 16GB")
-    engine.add_argument("--num-threads", type=positive)
+    add_engine_flags(parser.add_argument_group("engine"))
 
     parser.add_argument("--output-json", type=Path, help="write the report there too")
     parser.add_argument("--trace", type=Path, help="write when each task ran to a .json file, for Perfetto")

@@ -25,7 +25,7 @@ def measure(options: Options, make_llm: Callable[..., LLM]) -> tuple[Measurement
     Raises what LLM and its `generate` raise, and ConfigError for a workload that can't be made.
     """
     begin = time.perf_counter()
-    llm = make_llm(options.model, **_llm_arguments(options))
+    llm = make_llm(options.model, seed=options.seed, skip_tokenizer_init=not options.needs_tokenizer, **options.engine)
     load_seconds = time.perf_counter() - begin
     engine = llm.engine
     requests = make_requests(options, engine.vocab, engine.max_model_len)
@@ -76,33 +76,6 @@ def measure(options: Options, make_llm: Callable[..., LLM]) -> tuple[Measurement
         threads=engine.plan.threads,
     )
     return measurement, hardware, dataclasses.asdict(engine.plan)
-
-
-def _llm_arguments(options: Options) -> dict[str, Any]:
-    """Keyword arguments of `LLM`; those left to the library are left out."""
-    asked = {
-        "tokenizer": options.tokenizer,
-        "revision": options.revision,
-        "quantization": options.quantization,
-        "max_num_seqs": options.max_num_seqs,
-        "max_num_batched_tokens": options.max_num_batched_tokens,
-        "max_model_len": options.max_model_len,
-        "kv_cache_memory_bytes": options.kv_cache_memory_bytes,
-        "cpu_memory_bytes": options.cpu_memory_bytes,
-        "cpu_weights_memory_bytes": options.cpu_weights_memory_bytes,
-        "gpu_memory_utilization": options.gpu_memory_utilization,
-        "gpu_memory_bytes": options.gpu_memory_bytes,
-        "enable_prefix_caching": options.enable_prefix_caching,
-        "num_threads": options.num_threads,
-    }
-    return {
-        "load_format": options.load_format,
-        "dtype": options.dtype,
-        "device": options.device,
-        "seed": options.seed,
-        "skip_tokenizer_init": not options.needs_tokenizer,
-        **{name: value for name, value in asked.items() if value is not None},
-    }
 
 
 def _generate(llm: LLM, requests: list[BenchRequest], options: Options) -> list[Any]:

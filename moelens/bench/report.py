@@ -102,9 +102,11 @@ def to_json(
     m: Measurement, hardware: Hardware, versions: dict[str, str], options: Options, plan: dict[str, object]
 ) -> dict[str, object]:
     """The report as one object; the first five keys are those of vLLM's."""
+    given = dataclasses.asdict(options)
+    given |= given.pop("engine")
     asked = {
         name: value if value is None or isinstance(value, int | float | str) else str(value)
-        for name, value in dataclasses.asdict(options).items()
+        for name, value in given.items()
     }
     return {
         "elapsed_time": m.elapsed_seconds,

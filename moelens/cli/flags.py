@@ -9,6 +9,8 @@ from typing import Any
 from moelens.cli.parser import json_object, parse_bytes, positive
 from moelens.plan import Streaming
 
+DEVICE_HELP = "auto, cpu, cuda or emulated:link=4GB/s,memory=600MB"
+
 
 def add_model_flags(parser: argparse.ArgumentParser) -> None:
     """The flags that are arguments of LLM; one that is left out has the library's default."""
@@ -30,21 +32,29 @@ def add_model_flags(parser: argparse.ArgumentParser) -> None:
     model.add_argument("--seed", type=int, default=0, help="of all lines that have none of their own")
 
     engine = parser.add_argument_group("engine")
-    engine.add_argument("--device", help="auto, cpu, cuda or emulated:link=4GB/s,memory=600MB")
-    engine.add_argument("--max-model-len", type=positive, help="tokens of prompt and output at most")
-    engine.add_argument("--max-num-seqs", type=positive, help="texts in a step at most")
-    engine.add_argument("--max-num-batched-tokens", type=positive, help="tokens in a step at most")
+    engine.add_argument("--device", help=DEVICE_HELP)
     engine.add_argument("--max-logprobs", type=int, help="log-probabilities per token at most (-1: no limit)")
-    engine.add_argument("--kv-cache-memory-bytes", type=parse_bytes, help="e.g. 4GiB")
-    engine.add_argument("--cpu-memory-bytes", type=parse_bytes, help="for weights and cache together, e.g. 64GiB")
-    engine.add_argument(
+    engine.add_argument("--shared-weights-dir", help="a folder where processes share one copy of the weights")
+    add_engine_flags(engine)
+
+
+def add_engine_flags(group: argparse._ArgumentGroup) -> None:
+    """The flags of limits, of memory and of the plan."""
+    group.add_argument("--max-model-len", type=positive, help="tokens of prompt and output at most")
+    group.add_argument("--max-num-seqs", type=positive, help="texts in a step at most")
+    group.add_argument("--max-num-batched-tokens", type=positive, help="tokens in a step at most")
+    group.add_argument("--kv-cache-memory-bytes", type=parse_bytes, help="e.g. 4GiB")
+    group.add_argument("--cpu-memory-bytes", type=parse_bytes, help="for weights and cache together, e.g. 64GiB")
+    group.add_argument(
         "--cpu-weights-memory-bytes", type=parse_bytes, help="of that, for weights; other experts are read from disk"
     )
-    engine.add_argument("--gpu-memory-utilization", type=float, help="share of a GPU's memory, in (0, 1]")
-    engine.add_argument("--gpu-memory-bytes", type=parse_bytes, help="of a GPU, e.g. 16GB")
-    engine.add_argument("--num-threads", type=positive)
-    engine.add_argument("--shared-weights-dir", help="a folder where processes share one copy of the weights")
-    add_plan_flags(engine)
+    group.add_argument(
+        "--enable-prefix-caching", action=argparse.BooleanOptionalAction, help="compute equal beginnings once"
+    )
+    group.add_argument("--gpu-memory-utilization", type=float, help="share of a GPU's memory, in (0, 1]")
+    group.add_argument("--gpu-memory-bytes", type=parse_bytes, help="of a GPU, e.g. 16GB")
+    group.add_argument("--num-threads", type=positive)
+    add_plan_flags(group)
 
 
 def add_plan_flags(group: argparse._ArgumentGroup) -> None:
@@ -85,6 +95,7 @@ ENGINE_ARGUMENTS = (
     "cpu_weights_memory_bytes",
     "gpu_memory_utilization",
     "gpu_memory_bytes",
+    "enable_prefix_caching",
     "num_threads",
     "shared_weights_dir",
     "block_size",
@@ -93,5 +104,5 @@ ENGINE_ARGUMENTS = (
 
 
 def engine_arguments(found: argparse.Namespace) -> dict[str, Any]:
-    """The arguments of LLM that were given, but for model and seed."""
-    return {name: value for name in ENGINE_ARGUMENTS if (value := getattr(found, name)) is not None}
+    """The arguments of LLM that were given or have a default, but for model and seed, by a command's flags."""
+    return {name: value for name in ENGINE_ARGUMENTS if (value := getattr(found, name, None)) is not None}

@@ -34,6 +34,7 @@ ROW_WISE = (Stage.BEFORE_ATTENTION, Stage.AFTER_ATTENTION, Stage.LOGITS)
 # Of a stage without a curve of its own, the one whose curve is used.
 _LIKE = dict.fromkeys((Stage.ROUTE, Stage.EXPERTS, Stage.FINISH_ROWS), Stage.AFTER_ATTENTION)
 HUGE_PAGE_BYTES = 2 << 20  # the cache asks for these: of each array, memory comes in such pieces
+COPIED = 3.0  # bytes of memory that a byte takes which is copied within it: read, taken into a cache, written
 
 
 @dataclass(frozen=True)
@@ -87,6 +88,10 @@ class CostModel:
         experts = Experts.ROUTED if routed else Experts.WHOLE
         return LayerLoad(front=not self.placement.fronts, experts=experts, from_disk=from_disk)
 
+    def moved_bytes(self, nbytes: float) -> float:
+        """Of the host's memory, by a transfer of so many."""
+        return nbytes * (COPIED if self.hardware.device_shares_memory else 1.0)
+
     def step_overhead_seconds(self, rows: int) -> float:
         """What a step of so many rows takes outside of its tasks."""
         return self.hardware.step_seconds + rows * self.hardware.row_seconds
@@ -113,7 +118,7 @@ class CostModel:
         experts = expert_weight_bytes(self.config, layer)
         nbytes = experts / self.load_chunks if chunk else layer_weight_bytes(self.config, layer) - experts
         seconds = nbytes / self.hardware.to_device_bytes_per_second * self.scales.get(Stage.LOAD, 1.0)
-        return Demand(seconds + self.hardware.device.task_seconds, nbytes)
+        return Demand(seconds + self.hardware.device.task_seconds, self.moved_bytes(nbytes))
 
     def _alone(self, stage: Stage, work: Work, shape: StepShape) -> tuple[float, float]:
         hardware, resource = self.hardware, stage.resource
@@ -122,7 +127,7 @@ class CostModel:
                 return hardware.host.task_seconds, 0.0
             down = resource is Resource.TO_HOST
             rate = hardware.to_host_bytes_per_second if down else hardware.to_device_bytes_per_second
-            return work.bytes / rate + hardware.device.task_seconds, work.bytes
+            return work.bytes / rate + hardware.device.task_seconds, self.moved_bytes(work.bytes)
         if resource is Resource.HOST or hardware.device is None:
             return stage_seconds(hardware.host, stage, work, shape), work.bytes
         return stage_seconds(hardware.device, stage, work, shape), work.bytes if hardware.device_shares_memory else 0.0

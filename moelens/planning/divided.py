@@ -39,7 +39,7 @@ class ExpectedDivision:
         of_host, of_device = (cost.routing.touched(divided.ffn, of) for of in (host, rows - host))
         each_bytes = expert_weight_bytes(cost.config, layer) / divided.ffn.experts
         if stage is Stage.LOAD_EXPERTS:
-            return Demand(divided.link_seconds(of_device), of_device * each_bytes)
+            return Demand(divided.link_seconds(of_device), cost.moved_bytes(of_device * each_bytes))
         if stage is Stage.FINISH_ROWS:
             return Demand(divided.host_seconds(host, of_host), of_host * each_bytes)
         if stage is Stage.UPLOAD_ROWS:

@@ -61,15 +61,32 @@ def test_every_option_is_read() -> None:
         "--quantization int8 --dataset-path d --output-len 3 --num-prompts 4 --num-warmups 2 --no-oversample --n 5 "
         "--temperature 0.5 --seed 6 --disable-detokenize --max-num-seqs 7 --max-num-batched-tokens 8 --max-model-len 9 "
         "--kv-cache-memory-bytes 1KiB --cpu-memory-bytes 2KiB --cpu-weights-memory-bytes 1500 "
-        "--no-enable-prefix-caching --num-threads 1 --output-json o"
+        "--no-enable-prefix-caching --num-threads 1 --block-size 64 --parts 2 --ring-layers 3 --load-chunks 4 "
+        "--resident-layers 0 --no-experts-on-host --output-json o"
     )
     options = parse_arguments(command.split())
     assert options.dataset_path == Path("d") and options.output_json == Path("o")
-    assert (options.tokenizer, options.revision, options.dtype, options.device) == ("t", "r", "float32", "cpu")
-    assert options.quantization == "int8"
     assert (options.output_len, options.num_prompts, options.num_warmups, options.oversample) == (3, 4, 2, False)
     assert (options.n, options.temperature, options.seed, options.detokenize) == (5, 0.5, 6, False)
-    assert (options.max_num_seqs, options.max_num_batched_tokens, options.max_model_len) == (7, 8, 9)
-    assert (options.kv_cache_memory_bytes, options.cpu_memory_bytes, options.num_threads) == (1024, 2048, 1)
-    assert options.cpu_weights_memory_bytes == 1500
-    assert options.enable_prefix_caching is False
+    assert options.engine == {
+        "tokenizer": "t",
+        "revision": "r",
+        "load_format": "dummy",
+        "dtype": "float32",
+        "device": "cpu",
+        "quantization": "int8",
+        "max_num_seqs": 7,
+        "max_num_batched_tokens": 8,
+        "max_model_len": 9,
+        "kv_cache_memory_bytes": 1024,
+        "cpu_memory_bytes": 2048,
+        "cpu_weights_memory_bytes": 1500,
+        "enable_prefix_caching": False,
+        "num_threads": 1,
+        "block_size": 64,
+        "parts": 2,
+        "ring_layers": 3,
+        "load_chunks": 4,
+        "resident_layers": 0,
+        "experts_on_host": False,
+    }

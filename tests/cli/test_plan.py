@@ -113,6 +113,6 @@ def test_what_can_not_be_fixed_is_said(
     text = refused(capsys, caplog, *arguments, "--hardware", str(machine), "--parts", "2")
     assert "parts can't be given for a CPU: weights stream to a device only, and it has none" in text
     text = refused(capsys, caplog, *arguments, "--hardware", "l4", "--block-size", "48")
-    assert "block_tokens must be a multiple of 32, got 48" in text
+    assert "block_size (Plan.block_tokens) must be a multiple of 32, got 48" in text
     text = refused(capsys, caplog, *arguments, "--hardware", "l4", "--resident-layers", "17")
     assert "resident_layers is 17, but the model has 16 layers" in text
