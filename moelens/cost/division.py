@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+from collections import Counter
 from collections.abc import Sequence, Set
 from dataclasses import dataclass
 
@@ -22,7 +23,8 @@ class DividedLayer:
     """A layer whose rows are divided between the device, which its experts have to be brought to, and the host.
 
     The host computes a row's experts all together, so that they are added up as on the device, in the order of the
-    experts. Both sides begin when the router has chosen, and the layer goes on when both have ended.
+    experts. Both sides begin when the router has chosen: the host with its rows, the link with the experts of the
+    others, which the device then computes.
     """
 
     cost: CostModel
@@ -49,6 +51,15 @@ class DividedLayer:
         seconds = stage_seconds(self.cost.hardware.host, Stage.FINISH_ROWS, work, StepShape(rows, rows))
         return seconds * self.cost.scales.get(Stage.FINISH_ROWS, 1.0)
 
+    def device_seconds(self, rows: int, experts: float) -> float:
+        """Of rows that go to so many experts, when these have been brought."""
+        device, scales = self.cost.hardware.device, self.cost.scales
+        if not rows or device is None:
+            return 0.0
+        work = experts_work(self.cost.config, self.layer, rows, experts)
+        scale = scales.get(Stage.EXPERTS, scales.get(Stage.AFTER_ATTENTION, 1.0))
+        return stage_seconds(device, Stage.EXPERTS, work, StepShape(rows, rows)) * scale
+
     def pays(self, rows: int, own: LayerSeconds) -> bool:
         """Whether the layer is expected to take clearly less time when `rows` rows are divided than when all experts
         have come ahead, which they do while the layer before is computed.
@@ -58,47 +69,45 @@ class DividedLayer:
         if not 0 < rows <= MOST_ROWS:
             return False
         whole = max(self.link_seconds(self.ffn.experts), own.choosing + own.finishing)
-        divided = min(
-            self._seconds(rows, host, own.attending) + own.finishing * (rows - host) / rows
-            for host in _tried(rows)
-            if host
-        )
-        return own.choosing + divided <= WORTH * whole
+        routing = self.cost.demand(Stage.ROUTE, self.layer, StepShape(rows, rows)).seconds
+        divided = min(self._seconds(rows, host, own.attending) for host in _tried(rows) if host)
+        return own.choosing + routing + divided <= WORTH * whole
 
     def expected_rows_of_host(self, rows: int, busy_seconds: float) -> int:
         """How many of `rows` rows the host is expected to finish, were routing what it is taken to be."""
         return min(_tried(rows), key=lambda host: self._seconds(rows, host, busy_seconds))
 
     def _seconds(self, rows: int, host: int, busy_seconds: float) -> float:
-        """Until both sides have ended."""
-        touched = self.cost.routing.touched
-        own = self.host_seconds(host, touched(self.ffn, host)) + (busy_seconds if host else 0.0)
-        return max(self.link_seconds(touched(self.ffn, rows - host)), own)
+        """From the router's choice to the layer's end."""
+        of_host, of_device = (self.cost.routing.touched(self.ffn, of) for of in (host, rows - host))
+        own = self.host_seconds(host, of_host) + (busy_seconds if host else 0.0)
+        return max(self.link_seconds(of_device), own) + self.device_seconds(rows - host, of_device)
 
     def rows_of_host(self, ids: Sequence[Sequence[int]], present: Set[int], busy_seconds: float) -> list[int]:
-        """The rows of ids [T][A] that the host finishes so that both sides end soonest; `present` have been brought.
+        """The rows of ids [T][A] that the host finishes so that the layer ends soonest; `present` have been brought.
 
         Rows go to the host one by one, each time the one whose experts the fewest others of the device's need, as long
         as that is faster.
         """
-        users: dict[int, int] = {}  # by expert that has to be brought, how many of the device's rows go there
-        for expert in itertools.chain(*ids):
-            if expert not in present:
-                users[expert] = users.get(expert, 0) + 1
+        users = Counter(itertools.chain(*ids))  # by expert, how many of the device's rows go there
         left, host, host_experts = set(range(len(ids))), list[int](), set[int]()
-        best, best_seconds = 0, self.link_seconds(len(users))
+
+        def device_ends(own: float) -> float:
+            return max(self.link_seconds(len(users.keys() - present)), own) + self.device_seconds(len(left), len(users))
+
+        def alone(row: int) -> int:
+            return sum(users[expert] == 1 and expert not in present for expert in ids[row])
+
+        best, best_seconds = 0, device_ends(0.0)
         while left:
-            row = max(left, key=lambda r: (sum(users.get(expert) == 1 for expert in ids[r]), -r))
+            row = max(left, key=lambda r: (alone(r), -r))
             left.remove(row)
             host.append(row)
             host_experts.update(ids[row])
-            for expert in ids[row]:
-                if expert in users:
-                    users[expert] -= 1
-                    if not users[expert]:
-                        del users[expert]
+            users.subtract(ids[row])
+            users = +users
             own = self.host_seconds(len(host), len(host_experts)) + busy_seconds
-            seconds = max(self.link_seconds(len(users)), own)
+            seconds = device_ends(own)
             if seconds < best_seconds:
                 best, best_seconds = len(host), seconds
             if own > best_seconds:

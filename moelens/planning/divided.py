@@ -6,7 +6,7 @@ from dataclasses import replace
 
 from moelens.cost.division import DividedLayer
 from moelens.cost.lanes import LaneCosts
-from moelens.cost.seconds import CostModel, Demand, stage_seconds
+from moelens.cost.seconds import CostModel, Demand
 from moelens.cost.work import expert_weight_bytes, experts_work
 from moelens.cost.workload import LayerSeconds, StepShape
 from moelens.models.config import MoEFFN
@@ -48,8 +48,8 @@ class ExpectedDivision:
         if rows == host:
             return Demand(cost.hardware.device.task_seconds)
         work = experts_work(cost.config, layer, rows - host, of_device)
-        seconds = stage_seconds(cost.hardware.device, stage, work, shape) * cost.scales.get(stage, 1.0)
-        return Demand(seconds, work.bytes if cost.hardware.device_shares_memory else 0.0)
+        shared = work.bytes if cost.hardware.device_shares_memory else 0.0
+        return Demand(divided.device_seconds(rows - host, of_device), shared)
 
     def _pays(self, layer: int, shape: StepShape, own: LayerSeconds) -> bool:
         is_routed = isinstance(self._cost.config.layers[layer].ffn, MoEFFN)

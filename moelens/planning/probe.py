@@ -55,19 +55,26 @@ PROMPT_BLOCKS = PROMPTS[-1] // BLOCK_TOKENS  # of the cache, which prompts write
 SCHEDULED = 64  # requests of the larger step whose scheduling is timed
 METER_BYTES = 96 << 20  # of a read that tells how fast memory is just then: some milliseconds
 FEW_ROWS = 64  # in steps of which a round is cheap
+BUDGET_SECONDS = 45.0  # of all steps, but that each shape is run once
 
 
-def probe(
-    architecture: Architecture, ops: NativeOps, device: Device | None = None, *, budget_seconds: float = 35.0
-) -> HardwareSpec:
-    """Measure this machine on layers of `architecture`, in about `budget_seconds` and twice through at the least."""
-    begin = time.perf_counter()
+def probe(architecture: Architecture, ops: NativeOps, device: Device | None = None) -> HardwareSpec:
+    """Measure this machine on layers of `architecture`: steps of each shape once, then again while there is time."""
+    end = time.perf_counter() + BUDGET_SECONDS
     bench = ProbeBench(architecture, ops, device)
-    bench.round()  # warms the threads and the allocator up
-    rounds, samples = 0, []
-    while rounds < 2 or time.perf_counter() - begin < budget_seconds:
-        samples += bench.round()
-        rounds += 1
+    for shape in bench.few_rows:  # warms the threads and the allocator up
+        bench.run(*shape)
+    samples: list[Sample] = []
+    took = dict.fromkeys(bench.shapes, 0.0)
+
+    def is_due(shape: tuple[int, int, int]) -> bool:
+        return not took[shape] or time.perf_counter() + took[shape] < end
+
+    while due := [shape for shape in bench.shapes if is_due(shape)]:
+        for shape in filter(is_due, due):
+            begin = time.perf_counter()
+            samples.append(bench.run(*shape))
+            took[shape] = time.perf_counter() - begin
     return bench.spec(samples)
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import random
+from dataclasses import replace
 
 import pytest
 import torch
@@ -24,17 +25,20 @@ EXPERT_BYTES = expert_weight_bytes(CONFIG, 0) / 16
 DEVICE = Processor("device", 1e13, 1e12, 1e10)
 
 
-def layer(link: float, host: float = 8e9, scales: dict[Stage, float] | None = None) -> DividedLayer:
-    hardware = HardwareSpec("some", Processor("host", 1e12, host, 1e10), DEVICE, link, link)
+def layer(
+    link: float, host: float = 8e9, scales: dict[Stage, float] | None = None, device: Processor = DEVICE
+) -> DividedLayer:
+    hardware = HardwareSpec("some", Processor("host", 1e12, host, 1e10), device, link, link)
     return DividedLayer(CostModel(CONFIG, hardware, scales=scales or {}), 0)
 
 
 def seconds(divided: DividedLayer, ids: list[list[int]], rows: set[int], present: set[int], busy: float) -> float:
-    """Until both sides are done."""
-    of_host = {expert for row in rows for expert in ids[row]}
-    brought = {expert for row in set(range(len(ids))) - rows for expert in ids[row]} - present
+    """Until the device has computed its rows, and the host's are there."""
+    left = set(range(len(ids))) - rows
+    of_host, of_device = ({expert for row in several for expert in ids[row]} for several in (rows, left))
     own = divided.host_seconds(len(rows), len(of_host)) + busy if rows else 0.0
-    return max(divided.link_seconds(len(brought)), own)
+    ready = max(divided.link_seconds(len(of_device - present)), own)
+    return ready + divided.device_seconds(len(left), len(of_device))
 
 
 ids_of = st.lists(st.lists(st.integers(0, 15), min_size=2, max_size=2, unique=True), max_size=7)
@@ -69,6 +73,14 @@ def test_a_lone_row_is_finished_where_its_experts_come_from_sooner() -> None:
     assert layer(link=4e9).rows_of_host([[1, 9]], set(), busy_seconds=both / 4e9) == []  # the host has other work
     assert layer(link=4e9, scales={Stage.FINISH_ROWS: 3.0}).rows_of_host([[1, 9]], set(), 0.0) == []  # and is slow
     assert layer(link=2e10, scales={Stage.LOAD_EXPERTS: 9.0}).rows_of_host([[1, 9]], set(), 0.0) == [0]
+
+
+def test_what_the_device_takes_for_its_rows_counts() -> None:
+    slow = replace(DEVICE, bytes_per_second=8e9)  # as fast as the host
+    assert layer(link=2e10, device=slow).rows_of_host([[1, 9]], set(), 0.0) == [0]
+    assert layer(link=2e10, device=slow).rows_of_host([[1, 9]], {1, 9}, 0.0) == []
+    assert layer(link=2e10, device=slow, scales={Stage.EXPERTS: 0.1}).rows_of_host([[1, 9]], set(), 0.0) == []
+    assert layer(link=2e10).device_seconds(0, 0) == 0.0
 
 
 def test_waiting_for_the_router_pays_for_few_rows() -> None:
