@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
-import itertools
-from collections import Counter
+import functools
+import math
 from collections.abc import Sequence, Set
 from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
 
 from moelens.cost.seconds import CostModel, stage_seconds
 from moelens.cost.work import expert_weight_bytes, experts_work
@@ -86,35 +89,39 @@ class DividedLayer:
     def rows_of_host(self, ids: Sequence[Sequence[int]], present: Set[int], busy_seconds: float) -> list[int]:
         """The rows of ids [T][A] that the host finishes so that the layer ends soonest; `present` have been brought.
 
-        Rows go to the host one by one, each time the one whose experts the fewest others of the device's need, as long
-        as that is faster.
+        Rows go to the host one by one, each time the one whose experts the fewest others of the device's need. Of these
+        divisions some are weighed, evenly spread, and the best is taken.
         """
-        users = Counter(itertools.chain(*ids))  # by expert, how many of the device's rows go there
-        left, host, host_experts = set(range(len(ids))), list[int](), set[int]()
-
-        def device_ends(own: float) -> float:
-            return max(self.link_seconds(len(users.keys() - present)), own) + self.device_seconds(len(left), len(users))
-
-        def alone(row: int) -> int:
-            return sum(users[expert] == 1 and expert not in present for expert in ids[row])
-
-        best, best_seconds = 0, device_ends(0.0)
-        while left:
-            row = max(left, key=lambda r: (alone(r), -r))
-            left.remove(row)
-            host.append(row)
-            host_experts.update(ids[row])
-            users.subtract(ids[row])
-            users = +users
-            own = self.host_seconds(len(host), len(host_experts)) + busy_seconds
-            seconds = device_ends(own)
-            if seconds < best_seconds:
-                best, best_seconds = len(host), seconds
-            if own > best_seconds:
-                break
+        rows = len(ids)
+        goes = np.zeros((rows, self.ffn.experts), dtype=np.float32)  # 1 where a row goes to an expert
+        np.put_along_axis(goes, np.asarray(ids, dtype=np.int64).reshape(rows, self.ffn.active), 1.0, axis=1)
+        absent = np.ones(self.ffn.experts, dtype=bool)
+        absent[list(present)] = False
+        users = goes.sum(0)  # by expert, how many of the device's rows go there
+        of_host = np.zeros_like(users)
+        taken, host = np.zeros(rows, dtype=np.float32), list[int]()
+        best, best_seconds = 0, math.inf
+        for count in range(rows + 1):
+            if count in _tried(rows):
+                own = self.host_seconds(count, _count(of_host)) + (busy_seconds if count else 0.0)
+                ready = max(self.link_seconds(_count(users[absent])), own)
+                seconds = ready + self.device_seconds(rows - count, _count(users))
+                best, best_seconds = (count, seconds) if seconds < best_seconds else (best, best_seconds)
+            if count < rows:
+                row = int((goes @ ((users == 1) & absent) - taken).argmax())
+                host.append(row)
+                taken[row] = math.inf
+                of_host += goes[row]
+                users -= goes[row]
         return sorted(host[:best])
 
 
+def _count(numbers: npt.NDArray[np.float32]) -> int:
+    """How many are not 0."""
+    return int(np.count_nonzero(numbers))
+
+
+@functools.cache
 def _tried(rows: int) -> list[int]:
     """Numbers of rows that the host might finish."""
     return sorted({rows * tried // TRIED for tried in range(TRIED + 1)})
