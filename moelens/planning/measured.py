@@ -57,7 +57,7 @@ def hardware_file(
 ) -> Path:
     """Where the measurements lie: below huggingface_hub's own cache, as what is downloaded does.
 
-    The name tells processor, threads, instruction set, version, build, device and shape of layer apart.
+    The name tells processor, threads, instruction set, build of the kernels, device and shape of layer apart.
     """
     if folder is None:
         from huggingface_hub import constants
@@ -65,17 +65,13 @@ def hardware_file(
         folder = Path(constants.HF_HOME) / "moelens" / "hardware"
     processor = re.search(r"^model name\s*:\s*(.+)$", _read("/proc/cpuinfo"), re.MULTILINE)
     name = re.sub(r"\W+", "-", processor[1] if processor else "processor").strip("-").lower()
-    from moelens import __version__
-
     build = Path(_cpu.__file__).stat()
     first = config.layers[0]
     attention = (first.attention.query_heads, first.attention.kv_heads, first.attention.head_dim)
     numbers = (str(config.dtype), config.quantization)
     shape = (config.hidden, config.vocab, numbers, attention, first.ffn, len(set(config.layers)))
     of_device = () if isinstance(device, CpuDevice) else (_device_name(device),)
-    key = hashlib.sha256(repr((__version__, build.st_size, build.st_mtime_ns, shape, *of_device)).encode()).hexdigest()[
-        :12
-    ]
+    key = hashlib.sha256(repr((build.st_size, build.st_mtime_ns, shape, *of_device)).encode()).hexdigest()[:12]
     return folder / f"{name}-{threads}-{isa}-{key}.json"
 
 

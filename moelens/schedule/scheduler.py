@@ -207,7 +207,7 @@ class Scheduler:
         ):
             return most
         free = self._pricing.free_prompt_rows(shape_of(decodes), most)
-        return min(most, max(free, self._plan.step_tokens // LEAST_OF_STEP))
+        return min(most, max(free, -(-self._plan.step_tokens // LEAST_OF_STEP)))
 
     def _admit(self, chunks: list[Chunk], budget: int) -> None:
         passed_over: list[Request] = []

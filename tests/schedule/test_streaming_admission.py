@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from array import array
+from dataclasses import replace
 
 import torch
 
@@ -72,3 +73,10 @@ def test_rows_that_are_free_take_no_longer_than_the_weights() -> None:
     seconds = lanes.stage_seconds(StepShape(prefill_tokens=rows, prefill_pairs=rows, logit_rows=1))
     of_device = seconds[Stage.BEFORE_ATTENTION] + seconds[Stage.AFTER_ATTENTION] + seconds[Stage.ATTEND_PREFILLS]
     assert 0.98 * lanes.load_seconds < of_device <= lanes.load_seconds
+
+
+def test_a_step_of_few_rows_has_one_for_prompts_however_slow_the_device() -> None:
+    slow = replace(COST, hardware=replace(COST.hardware, device=Processor("device", 1e6, 1e6, 1e10)))
+    assert StepPricing(slow).free_prompt_rows(StepShape(), 1) == 0
+    plan = replace(PLAN, step_tokens=LEAST_OF_STEP - 1, max_requests=1, kv_blocks=5)
+    assert prompt_rows(StepPricing(slow), plan=plan) == 1

@@ -120,7 +120,10 @@ ALLOWED: dict[str, set[str]] = {
     "jobs": RECORDS | {"llm", "session", "defaults", "metrics", "text", "checkpoint", "ops"},
     "": RECORDS | {"llm", "text", "jobs"},
     "cli.parser": {"errors", "sizes", "arguments"},
-    "bench": RECORDS | {"", "llm", "ops", "cli.parser"} | {"cost", "engine", "planning", "planning.measured"},
+    "cli.flags": RECORDS | {"cli.parser"},
+    "bench": RECORDS
+    | {"", "llm", "ops", "cli.parser", "cli.flags"}
+    | {"cost", "engine", "planning", "planning.measured"},
     "doctor": RECORDS | {"ops", "memory", "bench"},
     "cli": RECORDS | {"", "bench", "jobs", "doctor", "planning", "planning.advice"},
     "__main__": {"cli"},
