@@ -60,8 +60,9 @@ class DividedLayer:
         if not rows or device is None:
             return 0.0
         work = experts_work(self.cost.config, self.layer, rows, experts)
-        scale = scales.get(Stage.EXPERTS, scales.get(Stage.AFTER_ATTENTION, 1.0))
-        return stage_seconds(device, Stage.EXPERTS, work, StepShape(rows, rows)) * scale
+        return stage_seconds(device, Stage.EXPERTS, work, StepShape(rows, rows)) * scales.get(
+            Stage.AFTER_ATTENTION, 1.0
+        )
 
     def pays(self, rows: int, own: LayerSeconds) -> bool:
         """Whether the layer is expected to take clearly less time when `rows` rows are divided than when all experts

@@ -29,8 +29,7 @@ class StepPricing:
         self._lanes = self._expected
         self.observed_steps = 0
         self._lock = threading.Lock()
-        divided = (Stage.FINISH_ROWS, Stage.LOAD_EXPERTS, Stage.EXPERTS)
-        self._divided = dict.fromkeys(divided, 0.0)  # expected of the step under way
+        self._divided = dict.fromkeys((Stage.FINISH_ROWS, Stage.LOAD_EXPERTS), 0.0)  # expected of the step under way
         self._of_layer: dict[StepShape, LayerSeconds] = {}
         self._paying: dict[tuple[int, StepShape], bool] = {}
         self._kinds = first_of_kind(cost.config)
@@ -57,12 +56,11 @@ class StepPricing:
         expected, now = (DividedLayer(lanes.cost, layer) for lanes in (self._expected, self._lanes))
         chosen: list[list[int]] = ids.tolist()
         rows = now.rows_of_host(chosen, present, self._layer_seconds(beside).attending)
-        left = set(range(len(chosen))) - set(rows)
-        of_host, of_device = ({expert for row in several for expert in chosen[row]} for several in (rows, left))
+        host = {expert for row in rows for expert in chosen[row]}
+        brought = {expert for row in set(range(len(chosen))) - set(rows) for expert in chosen[row]} - present
         with self._lock:  # parts are divided by threads of their lanes
-            self._divided[Stage.FINISH_ROWS] += expected.host_seconds(len(rows), len(of_host))
-            self._divided[Stage.LOAD_EXPERTS] += expected.link_seconds(len(of_device - present))
-            self._divided[Stage.EXPERTS] += expected.device_seconds(len(left), len(of_device))
+            self._divided[Stage.FINISH_ROWS] += expected.host_seconds(len(rows), len(host))
+            self._divided[Stage.LOAD_EXPERTS] += expected.link_seconds(len(brought))
         return rows
 
     def _layer_seconds(self, shape: StepShape) -> LayerSeconds:

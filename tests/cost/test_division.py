@@ -79,7 +79,7 @@ def test_what_the_device_takes_for_its_rows_counts() -> None:
     slow = replace(DEVICE, bytes_per_second=8e9)  # as fast as the host
     assert layer(link=2e10, device=slow).rows_of_host([[1, 9]], set(), 0.0) == [0]
     assert layer(link=2e10, device=slow).rows_of_host([[1, 9]], {1, 9}, 0.0) == []
-    assert layer(link=2e10, device=slow, scales={Stage.EXPERTS: 0.1}).rows_of_host([[1, 9]], set(), 0.0) == []
+    assert layer(link=2e10, device=slow, scales={Stage.AFTER_ATTENTION: 0.1}).rows_of_host([[1, 9]], set(), 0.0) == []
     assert layer(link=2e10).device_seconds(0, 0) == 0.0
 
 
