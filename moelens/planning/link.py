@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import statistics
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -11,6 +12,7 @@ import torch
 from moelens.cost.workload import StepShape
 from moelens.machine.machine import Done, Machine
 from moelens.memory.device import DeviceMemory, Place
+from moelens.memory.stores import ArenaStore
 from moelens.models.config import ModelConfig
 from moelens.pipeline.task import Resource, Stage, Task
 
@@ -61,13 +63,16 @@ class _LinkBench:
         ]
 
     def copy_rate(self) -> float:
-        """Of a plain copy on this thread, of memory that no cache holds: most of what comes are weights."""
-        with torch.inference_mode():
-            source = torch.ones(COPIED_BYTES, dtype=torch.uint8)
-            copy = torch.ones_like(source)
-            begin = time.perf_counter()
-            copy.copy_(source)
-            return COPIED_BYTES / (time.perf_counter() - begin)
+        """Of plain copies on this thread, of memory that no cache holds: most of what comes are weights."""
+        piece, pieces = self._rows.nbytes, -(-COPIED_BYTES // self._rows.nbytes)
+        source, store = torch.ones(piece * pieces, dtype=torch.uint8), ArenaStore(piece * pieces)
+        store.fill(0, source)  # its pages come with the first copy
+        times = []
+        for begin in range(0, source.nbytes, piece):
+            start = time.perf_counter()
+            store.fill(begin, source[begin : begin + piece])
+            times.append(time.perf_counter() - start)
+        return piece / statistics.median(times)
 
     def _rate_once(self, way: Resource) -> float:
         first, second = self._submit(way), self._submit(way)
