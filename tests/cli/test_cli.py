@@ -78,6 +78,7 @@ def test_every_model_flag_is_an_argument_of_llm() -> None:
     parameters = inspect.signature(LLM.__init__).parameters
     assert set(flags.ENGINE_ARGUMENTS) <= set(parameters)
     found = make_parser().parse_args([*NEEDED, "--max-model-len", "64", "--kv-cache-memory-bytes", "1MiB"])
+    assert set(flags.ENGINE_ARGUMENTS) <= set(vars(found)), "each has a flag"
     assert flags.engine_arguments(found) == {"max_model_len": 64, "kv_cache_memory_bytes": 1 << 20}
 
 
