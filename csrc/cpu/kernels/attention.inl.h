@@ -153,7 +153,7 @@ class AttentionPass {
                 i + 1 < count_ ? layout_.keys(request, head, other.tile) : layout_.values(request, head, other.tile);
             float* scores = panel.scores + visit.tile % kGroupTiles * kTileKeys;
             multiply_tile<F>({panel.q, keys, layout_.key_steps, panel.count, scores, kGroupKeys, false},
-                             InOrder{fetch_ahead(keys, layout_.key_steps, next, panel.count)});
+                             in_order(fetch_ahead(keys, layout_.key_steps, next, panel.count)));
             if (!panel.sees_all(visit.tile * kTileKeys)) hide_scores(panel, visit.tile * kTileKeys, scores);
             keys = next;
         }
@@ -190,7 +190,7 @@ class AttentionPass {
         for (int64_t i = 0; i < layout_.chunks; ++i) {
             float* out = panel.out + i * kPanelColumns;
             multiply_tile<F, kWeightRow<F>>({a, values + i * chunk, steps, panel.count, out, width_, panel.begun},
-                                            InOrder{next + i * chunk});
+                                            in_order(next + i * chunk));
         }
         panel.begun = true;
         if (visible % F::kDepth != 0) sum_last_key(panel, a + steps * F::kUnitsPerStep, values + steps * kPanelColumns);
@@ -204,7 +204,7 @@ class AttentionPass {
             for (uint32_t& word : words) word &= 0xffff;
             memcpy(line_, words, sizeof words);
             float* out = panel.out + i * kPanelColumns;
-            multiply_tile<F, kWeightRow<F>>({a, line_, 1, panel.count, out, width_, true}, InOrder{line_});
+            multiply_tile<F, kWeightRow<F>>({a, line_, 1, panel.count, out, width_, true}, in_order(line_));
         }
     }
 

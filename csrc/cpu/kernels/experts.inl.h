@@ -96,6 +96,7 @@ template <class T>
 void run_gate_up(const Context& context, const ExpertsCall<T>& call) {
     const int64_t panel_floats = call.steps * kPanelColumns;
     const int64_t block_rows = call.tiling.tiles_per_block * kMaxRows;
+    const int threads = context.team.threads();
     run_tasks(context, call.plan.task_count, [&](int64_t index, int thread) {
         const GateUpTask& task = call.plan.tasks[index];
         const Segment& segment = call.plan.segments[task.segment];
@@ -107,10 +108,16 @@ void run_gate_up(const Context& context, const ExpertsCall<T>& call) {
             call.packed[thread] = task.block;
         }
         a.data -= a.first_row() * call.floats;
-        const float* weights = static_cast<const float*>(call.args.gate_up);
+        const auto weights = [&](const GateUpTask& of, int64_t panel) {
+            const int64_t expert = call.plan.segments[of.segment].expert;
+            return static_cast<const float*>(call.args.gate_up) + (expert * call.tiling.panels + panel) * panel_floats;
+        };
+        // What this thread will take next, if all are equally fast.
+        const GateUpTask& following = call.plan.tasks[smaller(index + threads, call.plan.task_count - 1)];
         for (int64_t panel = task.first_panel; panel < task.last_panel; ++panel) {
-            const float* b = weights + (segment.expert * call.tiling.panels + panel) * panel_floats;
-            multiply_panel<Format<T>>(a, b, call.steps, sums, panel + 1 < task.last_panel ? b + panel_floats : b);
+            const float* next =
+                panel + 1 < task.last_panel ? weights(task, panel + 1) : weights(following, following.first_panel);
+            multiply_panel<Format<T>>(a, weights(task, panel), call.steps, sums, next);
             finish_gate_up(call, segment, a, sums, panel);
         }
     });

@@ -77,9 +77,13 @@ void linear_typed(const Context& context, const LinearArgs& args) {
             packed[thread] = block;
         }
         const int64_t end = smaller(tiling.panels, (part + 1) * tiling.panels_per_block);
+        const int64_t next_part = (task + threads) % tiling.panel_blocks;  // of this thread, if all are equally fast
+        const auto weights = [&](int64_t panel) {
+            return static_cast<const float*>(args.weight) + panel * steps * kPanelColumns;
+        };
         for (int64_t panel = part * tiling.panels_per_block; panel < end; ++panel) {
-            const float* b = static_cast<const float*>(args.weight) + panel * steps * kPanelColumns;
-            multiply_panel<F>(a, b, steps, sums, b + steps * kPanelColumns);
+            const int64_t next = panel + 1 < end ? panel + 1 : next_part * tiling.panels_per_block;
+            multiply_panel<F>(a, weights(panel), steps, sums, weights(next));
             finish_rows<T, Out>(args, sums, first_row, a.row_count(), panel * kPanelColumns);
         }
     });

@@ -127,19 +127,21 @@ constexpr int64_t kFewestTiles = kSmallCache ? 4 : 8;
 // sums [panels.row_count()][32] = the range of A times one panel of B; `next` is the panel that comes after it.
 template <class F>
 MOELENS_INLINE void multiply_panel(const Panels& a, const float* b, int64_t steps, float* sums, const float* next) {
-    const int64_t first_row = a.first_row();
+    const int64_t first_row = a.first_row(), tiles = a.last_tile - a.first_tile;
+    const int64_t advance = divide_rounding_up(kPanelColumns, tiles);
     for (int64_t s = 0; s < steps; s += kSteps) {
         const int64_t some = smaller(kSteps, steps - s);
+        const float* coming = s + kSteps < steps ? b + (s + kSteps) * kPanelColumns : next;
         for (int64_t tile = a.first_tile; tile < a.last_tile; ++tile) {
             const int64_t row = a.begin(tile);
             const int count = static_cast<int>(a.begin(tile + 1) - row);
-            const int64_t offset = F::kUnitsPerStep * (row * steps + s * count);
-            const float* part = b + s * kPanelColumns;
-            const bool last = tile + 1 == a.last_tile;
-            const float* coming = !last ? part : s + kSteps < steps ? part + kSteps * kPanelColumns : next;
-            multiply_tile<F>(
-                {a.data + offset, part, some, count, sums + (row - first_row) * kPanelColumns, kPanelColumns, s > 0},
-                InOrder{coming});
+            const float* rows = a.data + F::kUnitsPerStep * (row * steps + s * count);
+            const Tile operands{rows, b + s * kPanelColumns, some, count, sums + (row - first_row) * kPanelColumns,
+                                kPanelColumns, s > 0};
+            // Each tile fetches its share of the coming panel, and the rows of the next tile.
+            const float* share = coming + smaller((tile - a.first_tile) * advance, kPanelColumns) * some;
+            const TwoStreams ahead{share, rows + F::kUnitsPerStep * count * steps, advance, F::kUnitsPerStep * count};
+            multiply_tile<F>(operands, tiles == 1 ? in_order(coming) : ahead);
         }
     }
 }

@@ -144,7 +144,7 @@ MOELENS_INLINE void multiply_quad_panel(const Panels& a, const QuantizedRows& qu
             const float* rows = a.data + row * steps + s * count;
             const bool last = tile + 1 == a.last_tile;
             const float* coming = !last ? part : group + 1 < quantized.groups ? part + some * kPanelColumns : next;
-            multiply_tile<Quads>({rows, part, some, count, sums, kPanelColumns, false}, InOrder{coming});
+            multiply_tile<Quads>({rows, part, some, count, sums, kPanelColumns, false}, in_order(coming));
             add_group(
                 sums, count, quantized, group, [&](int64_t r) { return row_at(offset + r); },
                 totals + offset * kPanelColumns);

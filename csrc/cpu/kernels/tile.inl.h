@@ -99,19 +99,27 @@ struct FormatOf<Bf16> {
 template <class Element>
 using Format = typename FormatOf<Element>::type;
 
-// What is prefetched while a tile is multiplied: 128 bytes a step, which are never read here.
-struct InOrder {  // one panel from front to back
+// What is prefetched while a tile is multiplied, and never read here: at each step, the line at the front of either
+// stream, which then goes on by so many floats.
+struct TwoStreams {
     // Fewer rows wait for memory, and the processor's own prefetching keeps more of it busy (measured on Zen 4 with
     // cold weights: at 2 rows 15 % faster without, at 8 rows 20 % faster with).
     static constexpr int kFewestRows = 3;
-    const float* at;
+    const float *first, *second;
+    int64_t first_advance, second_advance;
 
     MOELENS_INLINE void fetch() {
-        __builtin_prefetch(at, 0, 2);
-        __builtin_prefetch(at + 16, 0, 2);
-        at += kPanelColumns;
+        __builtin_prefetch(first, 0, 2);
+        __builtin_prefetch(second, 0, 2);
+        first += first_advance;
+        second += second_advance;
     }
 };
+
+// One panel of B from front to back.
+MOELENS_INLINE TwoStreams in_order(const float* panel) {
+    return {panel, panel + 16, kPanelColumns, kPanelColumns};
+}
 
 // The operands of one tile. `rows` ≤ 12 is also the number of rows of A's panel.
 struct Tile {
@@ -167,7 +175,7 @@ __attribute__((noinline)) void multiply_rows(const Tile& t, int row, Ahead ahead
     constexpr int kVectors = kWanted >= kAll ? kAll : kWanted >= 2 * kTileVectors ? 2 * kTileVectors : kTileVectors;
     multiply_part<F, R, kVectors, S>(t, row, 0, ahead);
     for (int column = kVectors * kLanes; column < kPanelColumns; column += kVectors * kLanes) {
-        multiply_part<F, R, kVectors, S>(t, row, column, InOrder{t.b});
+        multiply_part<F, R, kVectors, S>(t, row, column, in_order(t.b));
     }
 }
 
