@@ -38,7 +38,7 @@ void read_memory(const Context& context, const CeilingArgs& args) {
 template <class Multiply>
 void multiply_in_registers(const Context& context, const CeilingArgs& args, int64_t flops_per_lane,
                            const Multiply& multiply) {
-    constexpr int kSums = 12;
+    constexpr int kSums = kLanes >= 16 ? 16 : 12;  // what hides the latency of two a cycle, and leaves two registers
     const int64_t rounds = args.count / (kSums * kLanes * flops_per_lane) + 1;
     *args.flops = context.team.threads() * rounds * kSums * kLanes * flops_per_lane;
     run_tasks(context, context.team.threads(), [&](int64_t task, int) {

@@ -24,6 +24,10 @@ struct ExpertPlan {
     float* score_at;    // [sorted slot]
 
     int64_t first_token(int64_t group) const { return group * tokens / groups; }
+    // What the thread that does task `index` will take next, if all threads are equally fast.
+    const GateUpTask& following(int64_t index, int threads) const {
+        return tasks[smaller(index + threads, task_count - 1)];
+    }
 };
 
 // Work of some rows on a byte of weights, in units of reading it from memory: from about 10 rows on, computing rules.

@@ -112,8 +112,7 @@ void run_gate_up(const Context& context, const ExpertsCall<T>& call) {
             const int64_t expert = call.plan.segments[of.segment].expert;
             return static_cast<const float*>(call.args.gate_up) + (expert * call.tiling.panels + panel) * panel_floats;
         };
-        // What this thread will take next, if all are equally fast.
-        const GateUpTask& following = call.plan.tasks[smaller(index + threads, call.plan.task_count - 1)];
+        const GateUpTask& following = call.plan.following(index, threads);
         for (int64_t panel = task.first_panel; panel < task.last_panel; ++panel) {
             const float* next =
                 panel + 1 < task.last_panel ? weights(task, panel + 1) : weights(following, following.first_panel);
@@ -123,13 +122,11 @@ void run_gate_up(const Context& context, const ExpertsCall<T>& call) {
     });
 }
 
-// totals [tokens of the group][32] += score * sums [rows of the segment][32].
-MOELENS_INLINE void add_results(const ExpertPlan& plan, const Segment& segment, const float* sums, float* totals) {
-    const int32_t* tokens = plan.token_at + segment.begin;
-    const float* scores = plan.score_at + segment.begin;
-    for (int64_t r = 0; r < segment.rows; ++r, sums += kPanelColumns) {
-        float* total = totals + tokens[r] * kPanelColumns;
-        const F32 score = splat(scores[r]);
+// totals [tokens of the group][32] += score * sums [count][32], which are of the sorted slots from `slot` on.
+MOELENS_INLINE void add_results(const ExpertPlan& plan, int64_t slot, int64_t count, const float* sums, float* totals) {
+    for (int64_t r = 0; r < count; ++r, sums += kPanelColumns) {
+        float* total = totals + plan.token_at[slot + r] * kPanelColumns;
+        const F32 score = splat(plan.score_at[slot + r]);
         for (int c = 0; c < kPanelColumns; c += kLanes) store(total + c, fma(score, load(sums + c), load(total + c)));
     }
 }
@@ -175,7 +172,7 @@ void run_down(const Context& context, const ExpertsCall<T>& call) {
             const Panels a{call.inner + segment.begin * call.down_floats, segment.rows, segment.tiles, 0,
                            segment.tiles};
             multiply_panel<Format<T>>(a, b, call.down_steps, sums, next);
-            add_results(plan, segment, sums, totals - first_token * kPanelColumns);
+            add_results(plan, segment.begin, segment.rows, sums, totals - first_token * kPanelColumns);
         }
         const int64_t column = panel * kPanelColumns;
         if (call.args.out_element == call.args.element) {

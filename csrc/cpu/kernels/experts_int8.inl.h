@@ -43,14 +43,15 @@ void pack_block(const ExpertsInt8Call<T>& call, const Segment& segment, const Pa
     }
 }
 
-// sums [rows][16 of gate, 16 of up] -> act(gate) * up, rounded once, as columns 16 * panel … of the inner activations.
+// sums [count][16 of gate, 16 of up] of a tile -> act(gate) * up, rounded once, as columns 16 * panel … of the inner
+// activations from `slot` on.
 template <class T>
-void finish_gate_up(const ExpertsInt8Call<T>& call, const float* sums, int64_t first_slot, int64_t rows,
-                    int64_t panel) {
+MOELENS_INLINE void finish_gate_up(const ExpertsInt8Call<T>& call, int64_t slot, int count, const float* sums,
+                                   int64_t panel) {
     constexpr int kHalf = kPanelColumns / 2;
     const int64_t first = panel * kHalf, columns = smaller(kHalf, call.args.width - first);
-    T* out = call.inner + first_slot * call.args.width + first;
-    for (int64_t r = 0; r < rows; ++r, sums += kPanelColumns, out += call.args.width) {
+    T* out = call.inner + slot * call.args.width + first;
+    for (int r = 0; r < count; ++r, sums += kPanelColumns, out += call.args.width) {
         for (int64_t c = 0; c < columns; c += kLanes) {
             const F32 y = activate(call.args.activation, load(sums + c)) * load(sums + kHalf + c);
             store_up_to(out + c, y, columns - c);
@@ -61,26 +62,31 @@ void finish_gate_up(const ExpertsInt8Call<T>& call, const float* sums, int64_t f
 template <class T>
 void run_gate_up(const Context& context, const ExpertsInt8Call<T>& call) {
     const int64_t steps = steps_of<Quads>(call.args.hidden), panel_floats = quad_panel_floats(call.args.hidden);
-    const int64_t block_rows = call.tiling.tiles_per_block * kMaxRows;
+    const int threads = context.team.threads();
     run_tasks(context, call.plan.task_count, [&](int64_t index, int thread) {
         const GateUpTask& task = call.plan.tasks[index];
         const Segment& segment = call.plan.segments[task.segment];
-        float* sums = static_cast<float*>(context.scratch.local[thread].data());
-        float* rows = sums + block_rows * kPanelColumns;
+        float* rows = static_cast<float*>(context.scratch.local[thread].data());
         Panels a{rows, segment.rows, segment.tiles, task.first_tile, task.last_tile};
         if (call.packed[thread] != task.block) {
             pack_block(call, segment, a, rows);
             call.packed[thread] = task.block;
         }
-        const int64_t first_slot = segment.begin + a.first_row();
         a.data -= a.first_row() * row_floats<Quads>(call.args.hidden);
-        const float* weights = static_cast<const float*>(call.args.gate_up);
+        const auto weights = [&](const GateUpTask& of, int64_t panel) {
+            const int64_t expert = call.plan.segments[of.segment].expert;
+            return static_cast<const float*>(call.args.gate_up) + (expert * call.tiling.panels + panel) * panel_floats;
+        };
+        const GateUpTask& following = call.plan.following(index, threads);
         for (int64_t panel = task.first_panel; panel < task.last_panel; ++panel) {
-            const float* b = weights + (segment.expert * call.tiling.panels + panel) * panel_floats;
+            const float* next =
+                panel + 1 < task.last_panel ? weights(task, panel + 1) : weights(following, following.first_panel);
             multiply_quad_panel(
-                a, call.x, [&](int64_t r) { return call.plan.token_at[first_slot + r]; }, b, steps, sums,
-                panel + 1 < task.last_panel ? b + panel_floats : b);
-            finish_gate_up(call, sums, first_slot, a.row_count(), panel);
+                a, call.x, [&](int64_t row) { return call.plan.token_at[segment.begin + row]; }, weights(task, panel),
+                steps, next,
+                [&](int64_t row, int count, const float* sums) {
+                    finish_gate_up(call, segment.begin + row, count, sums, panel);
+                });
         }
     });
 }
@@ -130,7 +136,6 @@ void run_down(const Context& context, const ExpertsInt8Call<T>& call) {
         const int64_t first_token = plan.first_token(group), tokens = plan.first_token(group + 1) - first_token;
         const Segment* segments = plan.segments + group * experts;
         float* totals = static_cast<float*>(context.scratch.local[thread].data());
-        float* sums = totals + tokens * kPanelColumns;
         memset(totals, 0, static_cast<size_t>(tokens * kPanelColumns) * sizeof(float));
         for (int64_t e = 0; e < experts; ++e) {
             const Segment& segment = segments[e];
@@ -142,8 +147,11 @@ void run_down(const Context& context, const ExpertsInt8Call<T>& call) {
             const float* next = weights + (following * panels + panel) * panel_floats;
             const Panels a{call.panels + segment.begin * row_floats<Quads>(call.args.width), segment.rows,
                            segment.tiles, 0, segment.tiles};
-            multiply_quad_panel(a, call.slots, [&](int64_t r) { return segment.begin + r; }, b, steps, sums, next);
-            add_results(plan, segment, sums, totals - first_token * kPanelColumns);
+            multiply_quad_panel(
+                a, call.slots, [&](int64_t row) { return segment.begin + row; }, b, steps, next,
+                [&](int64_t row, int count, const float* sums) {
+                    add_results(plan, segment.begin + row, count, sums, totals - first_token * kPanelColumns);
+                });
         }
         const int64_t column = panel * kPanelColumns;
         if (call.args.out_element == call.args.element) {
@@ -180,8 +188,8 @@ void run_int8_chunk(const Context& context, const ExpertsArgs& args, int64_t fir
     carve(count, call, most_tasks, threads);
     Carver carver{static_cast<char*>(context.scratch.shared.reserve(count.bytes))};
     carve(carver, call, most_tasks, threads);
-    const int64_t gate_up_bytes = tiling.tiles_per_block * kMaxRows * (floats + kPanelColumns) * 4;
-    const int64_t down_bytes = 2 * (tokens / plan.groups + 1) * kPanelColumns * 4;  // totals, one expert's results
+    const int64_t gate_up_bytes = tiling.tiles_per_block * kMaxRows * floats * 4;
+    const int64_t down_bytes = (tokens / plan.groups + 1) * kPanelColumns * 4;  // totals
     const int64_t inner_bytes = kMaxRows * quantized_stride(args.width);
     for (int thread = 0; thread < threads; ++thread) {
         call.packed[thread] = -1;

@@ -4,6 +4,11 @@
 struct LinearTiling {
     int64_t tiles, tiles_per_block, row_blocks;
     int64_t panels, panels_per_block, panel_blocks;
+
+    int64_t first_panel(int64_t panel_block) const { return panel_block * panels_per_block; }
+    int64_t last_panel(int64_t panel_block) const { return smaller(panels, first_panel(panel_block + 1)); }
+    // The panel that a thread will begin with after a task, if all threads are equally fast.
+    int64_t following(int64_t task, int threads) const { return first_panel((task + threads) % panel_blocks); }
 };
 
 template <class F>
@@ -76,13 +81,12 @@ void linear_typed(const Context& context, const LinearArgs& args) {
             }
             packed[thread] = block;
         }
-        const int64_t end = smaller(tiling.panels, (part + 1) * tiling.panels_per_block);
-        const int64_t next_part = (task + threads) % tiling.panel_blocks;  // of this thread, if all are equally fast
         const auto weights = [&](int64_t panel) {
             return static_cast<const float*>(args.weight) + panel * steps * kPanelColumns;
         };
-        for (int64_t panel = part * tiling.panels_per_block; panel < end; ++panel) {
-            const int64_t next = panel + 1 < end ? panel + 1 : next_part * tiling.panels_per_block;
+        const int64_t end = tiling.last_panel(part);
+        for (int64_t panel = tiling.first_panel(part); panel < end; ++panel) {
+            const int64_t next = panel + 1 < end ? panel + 1 : tiling.following(task, threads);
             multiply_panel<F>(a, weights(panel), steps, sums, weights(next));
             finish_rows<T, Out>(args, sums, first_row, a.row_count(), panel * kPanelColumns);
         }

@@ -47,27 +47,30 @@ void linear_int8_typed(const Context& context, const LinearArgs& args) {
     carve(carver, call, args, threads);
     for (int thread = 0; thread < threads; ++thread) {
         call.packed[thread] = -1;
-        context.scratch.local[thread].reserve(block_rows * (floats + kPanelColumns) * 4);
+        context.scratch.local[thread].reserve(block_rows * floats * 4);
     }
     quantize_rows(context, static_cast<const T*>(args.x), args.rows, args.inner, call.rows);
     run_tasks(context, tiling.row_blocks * tiling.panel_blocks, [&](int64_t task, int thread) {
         const int64_t block = task / tiling.panel_blocks, part = task % tiling.panel_blocks;
-        float* sums = static_cast<float*>(context.scratch.local[thread].data());
-        float* rows = sums + block_rows * kPanelColumns;
+        float* rows = static_cast<float*>(context.scratch.local[thread].data());
         Panels a{rows, args.rows, tiling.tiles, block * tiling.tiles_per_block,
                  smaller(tiling.tiles, (block + 1) * tiling.tiles_per_block)};
         if (call.packed[thread] != block) {
             pack_quantized(call.rows, args.inner, a, rows);
             call.packed[thread] = block;
         }
-        const int64_t first_row = a.first_row();
-        a.data -= first_row * floats;
-        const int64_t end = smaller(tiling.panels, (part + 1) * tiling.panels_per_block);
-        for (int64_t panel = part * tiling.panels_per_block; panel < end; ++panel) {
-            const float* b = static_cast<const float*>(args.weight) + panel * panel_floats;
+        a.data -= a.first_row() * floats;
+        const auto weights = [&](int64_t panel) {
+            return static_cast<const float*>(args.weight) + panel * panel_floats;
+        };
+        const int64_t end = tiling.last_panel(part);
+        for (int64_t panel = tiling.first_panel(part); panel < end; ++panel) {
+            const int64_t next = panel + 1 < end ? panel + 1 : tiling.following(task, threads);
             multiply_quad_panel(
-                a, call.rows, [&](int64_t r) { return first_row + r; }, b, steps, sums, b + panel_floats);
-            finish_rows<T, Out>(args, sums, first_row, a.row_count(), panel * kPanelColumns);
+                a, call.rows, [](int64_t row) { return row; }, weights(panel), steps, weights(next),
+                [&](int64_t row, int count, const float* sums) {
+                    finish_rows<T, Out>(args, sums, row, count, panel * kPanelColumns);
+                });
         }
     });
 }

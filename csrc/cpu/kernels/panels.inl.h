@@ -124,7 +124,7 @@ constexpr int64_t kSteps = 2048;
 constexpr int64_t kRowBytes = (kSmallCache ? 192 : 384) * 1024;
 constexpr int64_t kFewestTiles = kSmallCache ? 4 : 8;
 
-// sums [panels.row_count()][32] = the range of A times one panel of B; `next` is the panel that comes after it.
+// sums [a.row_count()][32] = the range of A times one panel of B; `next` is the panel that comes after it.
 template <class F>
 MOELENS_INLINE void multiply_panel(const Panels& a, const float* b, int64_t steps, float* sums, const float* next) {
     const int64_t first_row = a.first_row(), tiles = a.last_tile - a.first_tile;
@@ -136,12 +136,13 @@ MOELENS_INLINE void multiply_panel(const Panels& a, const float* b, int64_t step
             const int64_t row = a.begin(tile);
             const int count = static_cast<int>(a.begin(tile + 1) - row);
             const float* rows = a.data + F::kUnitsPerStep * (row * steps + s * count);
-            const Tile operands{rows, b + s * kPanelColumns, some, count, sums + (row - first_row) * kPanelColumns,
-                                kPanelColumns, s > 0};
-            // Each tile fetches its share of the coming panel, and the rows of the next tile.
+            // Each tile fetches its share of what comes, and the rows of the next tile.
             const float* share = coming + smaller((tile - a.first_tile) * advance, kPanelColumns) * some;
-            const TwoStreams ahead{share, rows + F::kUnitsPerStep * count * steps, advance, F::kUnitsPerStep * count};
-            multiply_tile<F>(operands, tiles == 1 ? in_order(coming) : ahead);
+            const float* next_rows = rows + F::kUnitsPerStep * count * steps;
+            const TwoStreams ahead{share, next_rows, advance, F::kUnitsPerStep * count};
+            multiply_tile<F>({rows, b + s * kPanelColumns, some, count, sums + (row - first_row) * kPanelColumns,
+                              kPanelColumns, s > 0},
+                             tiles == 1 ? in_order(coming) : ahead);
         }
     }
 }

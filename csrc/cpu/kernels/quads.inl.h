@@ -113,7 +113,8 @@ MOELENS_INLINE void quantize_row(const T* row, int64_t columns, int64_t index, c
     }
 }
 
-// totals [count][32] += (sums [count][32] - offset) * scale of a group, or = for the first.
+// totals [count][32] += (sums [count][32] - offset) * scale of a group, or = for the first; A's row r is row_at(r) of
+// the quantised ones.
 template <class RowAt>
 MOELENS_INLINE void add_group(const float* sums, int count, const QuantizedRows& quantized, int64_t group,
                               const RowAt& row_at, float* totals) {
@@ -128,33 +129,33 @@ MOELENS_INLINE void add_group(const float* sums, int count, const QuantizedRows&
     }
 }
 
-// totals [panels.row_count()][32] = the range of A, which was quantised, times one panel of B; `next` is the panel that
-// comes after it, and row_at(i) the quantised row that A's row first_row() + i is.
-template <class RowAt>
-MOELENS_INLINE void multiply_quad_panel(const Panels& a, const QuantizedRows& quantized, const RowAt& row_at,
-                                        const float* b, int64_t steps, float* totals, const float* next) {
-    alignas(64) float sums[kMaxRows * kPanelColumns];
-    const int64_t first_row = a.first_row();
-    for (int64_t group = 0; group < quantized.groups; ++group) {
-        const int64_t s = group * kGroupSteps, some = smaller(kGroupSteps, steps - s);
-        const float* part = b + s * kPanelColumns;
-        for (int64_t tile = a.first_tile; tile < a.last_tile; ++tile) {
-            const int64_t row = a.begin(tile), offset = row - first_row;
-            const int count = static_cast<int>(a.begin(tile + 1) - row);
-            const float* rows = a.data + row * steps + s * count;
-            const bool last = tile + 1 == a.last_tile;
-            const float* coming = !last ? part : group + 1 < quantized.groups ? part + some * kPanelColumns : next;
-            multiply_tile<Quads>({rows, part, some, count, sums, kPanelColumns, false}, in_order(coming));
-            add_group(
-                sums, count, quantized, group, [&](int64_t r) { return row_at(offset + r); },
-                totals + offset * kPanelColumns);
-        }
+MOELENS_INLINE void scale_columns(const float* scales, int count, float* totals) {
+    for (int r = 0; r < count; ++r, totals += kPanelColumns) {
+        for (int c = 0; c < kPanelColumns; c += kLanes) store(totals + c, load(totals + c) * load(scales + c));
     }
-    const float* column_scales = b + steps * kPanelColumns;
-    for (int64_t r = 0; r < a.row_count(); ++r, totals += kPanelColumns) {
-        for (int c = 0; c < kPanelColumns; c += kLanes) {
-            store(totals + c, load(totals + c) * load(column_scales + c));
+}
+
+// As multiply_panel, of rows that were quantised: row_at(r) is the quantised row that A's row r is.
+template <class RowAt, class Finish>
+MOELENS_INLINE void multiply_quad_panel(const Panels& a, const QuantizedRows& quantized, const RowAt& row_at,
+                                        const float* b, int64_t steps, const float* next, const Finish& finish) {
+    alignas(64) float sums[kMaxRows * kPanelColumns], totals[kMaxRows * kPanelColumns];
+    const int64_t tiles = a.last_tile - a.first_tile, advance = divide_rounding_up(kPanelColumns, tiles);
+    for (int64_t tile = a.first_tile; tile < a.last_tile; ++tile) {
+        const int64_t row = a.begin(tile);
+        const int count = static_cast<int>(a.begin(tile + 1) - row);
+        const float* rows = a.data + row * steps;
+        const float* share = next + smaller((tile - a.first_tile) * advance, kPanelColumns) * steps;
+        for (int64_t group = 0; group < quantized.groups; ++group) {
+            const int64_t s = group * kGroupSteps, some = smaller(kGroupSteps, steps - s);
+            const float* part = rows + s * count;
+            const TwoStreams ahead{share + s * advance, part + count * steps, advance, count};
+            multiply_tile<Quads>({part, b + s * kPanelColumns, some, count, sums, kPanelColumns, false},
+                                 tiles == 1 ? in_order(next + s * kPanelColumns) : ahead);
+            add_group(sums, count, quantized, group, [&](int r) { return row_at(row + r); }, totals);
         }
+        scale_columns(b + steps * kPanelColumns, count, totals);
+        finish(row, count, totals);
     }
 }
 
