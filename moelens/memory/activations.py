@@ -6,7 +6,6 @@ fault and a clearing: a tenth of a step's time, where a step writes some hundred
 
 from __future__ import annotations
 
-import bisect
 import math
 import threading
 import weakref
@@ -18,7 +17,7 @@ import torch
 from moelens.errors import CapacityError
 from moelens.memory.arena import Arena, align
 
-LEAST_BYTES = 1 << 20  # what is smaller comes from the C library, which keeps it
+LEAST_BYTES = 256 << 10  # what is smaller comes from the C library, which keeps it
 PAGE_BYTES = 2 << 20  # a huge page
 
 
@@ -26,13 +25,13 @@ class ActivationPool:
     """Tensors whose memory returns to the pool when the last view of them dies, on whatever thread that is.
 
     A tensor gets a block of at most twice its size. Blocks that nobody uses take at most as much memory as those in use
-    did at most. With `limit_bytes`, the tensors that live at once take no more than that, as on a device with a memory
+    did at most: those that were not used for longest are given back first. With `limit_bytes`, the tensors that live at once take no more than that, as on a device with a memory
     of its own.
     """
 
     def __init__(self, limit_bytes: int | None = None) -> None:
         self._limit_bytes = limit_bytes
-        self._free: list[Arena] = []  # by size
+        self._free: list[Arena] = []  # what was returned last comes last
         self._returned: deque[tuple[Arena | None, int]] = deque()  # by finalisers, which may run anywhere
         self._lock = threading.Lock()
         self._live_bytes = 0  # of tensors
@@ -77,19 +76,17 @@ class ActivationPool:
             self._live_bytes -= nbytes
             if block is not None:
                 self._used_bytes -= block.nbytes
-                bisect.insort(self._free, block, key=_size)
+                self._free.append(block)
         while self._sum_free() > self._most_used_bytes:
             self._free.pop(0)
 
     def _take(self, nbytes: int) -> Arena:
-        at = bisect.bisect_left(self._free, nbytes, key=_size)
-        if at < len(self._free) and self._free[at].nbytes <= 2 * nbytes:
-            return self._free.pop(at)
-        return Arena(nbytes, purpose="activations")
+        fitting = [block for block in self._free if nbytes <= block.nbytes <= 2 * nbytes]
+        if not fitting:
+            return Arena(nbytes, purpose="activations")
+        block = min(fitting, key=lambda one: one.nbytes)
+        self._free.remove(block)
+        return block
 
     def _sum_free(self) -> int:
         return sum(block.nbytes for block in self._free)
-
-
-def _size(block: Arena) -> int:
-    return block.nbytes
