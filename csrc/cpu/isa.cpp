@@ -48,10 +48,23 @@ Features detect() {
     return found;
 }
 
+bool detect_zen5() {
+    unsigned a, b, c, d;
+    if (!__get_cpuid(0, &a, &b, &c, &d)) return false;
+    const bool amd = b == signature_AMD_ebx && c == signature_AMD_ecx && d == signature_AMD_edx;
+    if (!amd || !__get_cpuid(1, &a, &b, &c, &d)) return false;
+    constexpr unsigned kZen5Family = 0x1a;
+    return ((a >> 8) & 0xf) + ((a >> 20) & 0xff) >= kZen5Family;
+}
+
 #else
 
 Features detect() {
     return {};
+}
+
+bool detect_zen5() {
+    return false;
 }
 
 #endif
@@ -73,6 +86,11 @@ std::vector<const KernelTable*> list_variants() {
 const std::vector<const KernelTable*>& available_variants() {
     static const std::vector<const KernelTable*> variants = list_variants();
     return variants;
+}
+
+bool wants_prefetching() {
+    static const bool wanted = detect_zen5();
+    return wanted;
 }
 
 const KernelTable& find_variant(const std::string& isa) {

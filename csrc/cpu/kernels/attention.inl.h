@@ -57,7 +57,8 @@ class AttentionPass {
           layout_(CacheLayout::of<F>(args)),
           width_(layout_.chunks * kPanelColumns),
           line_(memory),
-          panel_memory_(line_ + kPanelColumns) {}
+          panel_memory_(line_ + kPanelColumns),
+          by_hand_(wants_prefetching()) {}
 
     // `next` is the block that will be taken after this one, or null.
     void attend(const QueryBlock& block, const QueryBlock* next) {
@@ -153,7 +154,7 @@ class AttentionPass {
                 i + 1 < count_ ? layout_.keys(request, head, other.tile) : layout_.values(request, head, other.tile);
             float* scores = panel.scores + visit.tile % kGroupTiles * kTileKeys;
             multiply_tile<F>({panel.q, keys, layout_.key_steps, panel.count, scores, kGroupKeys, false},
-                             in_order(fetch_ahead(keys, layout_.key_steps, next, panel.count)));
+                             in_order<1>(fetch_ahead(keys, layout_.key_steps, next, panel.count, by_hand_)));
             if (!panel.sees_all(visit.tile * kTileKeys)) hide_scores(panel, visit.tile * kTileKeys, scores);
             keys = next;
         }
@@ -178,7 +179,8 @@ class AttentionPass {
             QueryPanel& panel = panels_[visit.panel];
             const TileRange seen = panel.tiles().within_group(visit.tile / kGroupTiles);
             if (visit.tile == seen.first) weigh(panel, seen);  // just before its first use: memory rests less at a time
-            sum_tile(panel, visit.tile, values, fetch_ahead(values, layout_.value_steps(), next, panel.count));
+            sum_tile(panel, visit.tile, values,
+                     fetch_ahead(values, layout_.value_steps(), next, panel.count, by_hand_));
             values = next;
         }
     }
@@ -190,7 +192,7 @@ class AttentionPass {
         for (int64_t i = 0; i < layout_.chunks; ++i) {
             float* out = panel.out + i * kPanelColumns;
             multiply_tile<F, kWeightRow<F>>({a, values + i * chunk, steps, panel.count, out, width_, panel.begun},
-                                            in_order(next + i * chunk));
+                                            in_order<1>(next + i * chunk));
         }
         panel.begun = true;
         if (visible % F::kDepth != 0) sum_last_key(panel, a + steps * F::kUnitsPerStep, values + steps * kPanelColumns);
@@ -204,7 +206,7 @@ class AttentionPass {
             for (uint32_t& word : words) word &= 0xffff;
             memcpy(line_, words, sizeof words);
             float* out = panel.out + i * kPanelColumns;
-            multiply_tile<F, kWeightRow<F>>({a, line_, 1, panel.count, out, width_, true}, in_order(line_));
+            multiply_tile<F, kWeightRow<F>>({a, line_, 1, panel.count, out, width_, true}, in_order<1>(line_));
         }
     }
 
@@ -232,6 +234,7 @@ class AttentionPass {
     const int64_t width_;  // of a row of out
     float* const line_;
     float* const panel_memory_;
+    const bool by_hand_;
     QueryPanel panels_[kBlockPanels];
     int count_ = 0;
     Visit visits_[kBlockPanels * kGroupTiles];

@@ -11,6 +11,7 @@
 #include <stdint.h>
 #include <string.h>
 
+#include "isa.h"
 #include "kernel_table.h"
 
 #define MOELENS_INLINE inline __attribute__((always_inline))
