@@ -25,8 +25,8 @@ class ActivationPool:
     """Tensors whose memory returns to the pool when the last view of them dies, on whatever thread that is.
 
     A tensor gets a block of at most twice its size. Blocks that nobody uses take at most as much memory as those in use
-    did at most: those that were not used for longest are given back first. With `limit_bytes`, the tensors that live at once take no more than that, as on a device with a memory
-    of its own.
+    did at most; those that were not used for longest are given back first. With `limit_bytes`, the tensors that live at
+    once take no more than that, as on a device with a memory of its own.
     """
 
     def __init__(self, limit_bytes: int | None = None) -> None:

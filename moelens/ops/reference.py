@@ -179,7 +179,7 @@ class ReferenceOps:
 
     def sample(self, logits: torch.Tensor, rows: SamplingRows) -> torch.Tensor:
         picked = [
-            _pick_greedily(row) if temperature == 0 else _pick(row.double() / temperature, top_k, top_p, min_p, uniform)
+            _pick_of_row(row, temperature, top_k, top_p, min_p, uniform)
             for row, temperature, top_k, top_p, min_p, uniform in zip(
                 logits,
                 rows.temperature.tolist(),
@@ -276,6 +276,15 @@ def _attend(
     scores = torch.einsum("nkgd,kcd->nkgc", grouped, keys.to(q.dtype)) * scale
     scores = scores.masked_fill(~seen[:, None, None], float("-inf"))
     return torch.einsum("nkgc,kcd->nkgd", torch.softmax(scores, -1), values.to(q.dtype)).flatten(1, 2)
+
+
+def _pick_of_row(row: torch.Tensor, temperature: float, top_k: int, top_p: float, min_p: float, uniform: float) -> int:
+    peak = row.max()  # NaN where the row holds one
+    if peak.isnan() or (temperature != 0 and peak.isinf()):
+        return -1
+    if temperature == 0:
+        return _pick_greedily(row)
+    return _pick(row.double() / temperature, top_k, top_p, min_p, uniform)
 
 
 def _pick_greedily(logits: torch.Tensor) -> int:

@@ -51,9 +51,11 @@ class Sampler:
     def sample(self, logits: torch.Tensor, requests: Sequence[Request]) -> list[SampledToken]:
         """logits [R, V] float32 on the host, which may be modified -> one token for each of R requests."""
         assert logits.shape == (len(requests), self._vocab)
-        finite = torch.isfinite(logits.amax(dim=1)).tolist()  # NaN and infinity survive a maximum
-        errors = [None if one else _NOT_FINITE for one in finite]
-        changed = [i for i, one in enumerate(requests) if finite[i] and (one.params.grammar or is_adjusted(one))]
+        errors: list[str | None] = [None] * len(requests)
+        changed = [i for i, one in enumerate(requests) if one.params.grammar or is_adjusted(one)]
+        if changed:  # the others are looked at when their token is known
+            self._check_finite(logits, changed, errors)
+            changed = [i for i in changed if errors[i] is None]
         raw = {i: logits[i].clone() for i in changed if requests[i].params.num_logprobs is not None}
         constrained = [i for i in changed if requests[i].params.grammar]
         self._mask(logits, requests, constrained, errors)
@@ -66,14 +68,26 @@ class Sampler:
         for index, error in enumerate(errors):
             if error is not None:
                 logits[index] = 0.0  # anything that can be sampled
-        token_ids = self._ops.sample(logits, self._rows(requests)).tolist()
+        picked = self._ops.sample(logits, self._rows(requests))
+        token_ids = picked.tolist()
+        best = logits[torch.arange(len(requests)), picked.clamp(min=0).long()]
+        for index, one in enumerate(torch.isfinite(best).tolist()):
+            if not one or token_ids[index] < 0:  # it held a NaN or infinity, of which the largest is picked
+                errors[index] = errors[index] or _NOT_FINITE
         going_on = [i for i in constrained if errors[i] is None]
         if going_on:
             self._constrainer.take([requests[i] for i in going_on], [token_ids[i] for i in going_on])
         return [
-            _sampled(token_ids[index], raw.get(index, logits[index]), request, errors[index])
+            _sampled(token_ids[index], raw.get(index), logits, index, request, errors[index])
             for index, request in enumerate(requests)
         ]
+
+    def _check_finite(self, logits: torch.Tensor, indices: list[int], errors: list[str | None]) -> None:
+        """Note which of the rows hold what is not finite, before it is changed."""
+        rows = logits if len(indices) == len(logits) else logits[torch.tensor(indices)]
+        for index, one in zip(indices, torch.isfinite(rows.amax(dim=1)).tolist(), strict=True):
+            if not one:  # NaN and infinity survive a maximum
+                errors[index] = _NOT_FINITE
 
     def _mask(
         self, logits: torch.Tensor, requests: Sequence[Request], constrained: list[int], errors: list[str | None]
@@ -155,11 +169,15 @@ def _ranked(logprobs: torch.Tensor, token_id: int) -> Logprob:
     return Logprob(float(values[token_id]), 1 + int(np.count_nonzero(values > values[token_id])))
 
 
-def _sampled(token_id: int, raw: torch.Tensor, request: Request, error: str | None) -> SampledToken:
+def _sampled(
+    token_id: int, raw: torch.Tensor | None, logits: torch.Tensor, index: int, request: Request, error: str | None
+) -> SampledToken:
+    """Of row `index` of the logits, which were `raw` before they were changed."""
     count = request.params.num_logprobs
     if error is not None or count is None:
         return SampledToken(token_id, None, error)
-    return SampledToken(token_id, token_logprobs(raw, token_id, count, request.params.logprob_token_ids))
+    before = logits[index] if raw is None else raw
+    return SampledToken(token_id, token_logprobs(before, token_id, count, request.params.logprob_token_ids))
 
 
 def _floats(values: Sequence[float]) -> torch.Tensor:

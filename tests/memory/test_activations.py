@@ -6,7 +6,9 @@ import pytest
 import torch
 
 from moelens.errors import CapacityError
+from moelens.memory import activations
 from moelens.memory.activations import LEAST_BYTES, PAGE_BYTES, ActivationPool
+from moelens.memory.arena import Arena
 
 
 def test_memory_returns_with_the_last_view_and_is_used_again():
@@ -48,6 +50,21 @@ def test_unused_memory_is_bounded_by_what_was_in_use():
     assert 0 < pool.free_bytes <= 39 * PAGE_BYTES
 
 
+def test_what_is_used_again_stays_when_larger_blocks_are_idle(monkeypatch: pytest.MonkeyPatch) -> None:
+    made: list[int] = []
+
+    def arena(nbytes: int, purpose: str) -> Arena:
+        made.append(nbytes)
+        return Arena(nbytes, purpose=purpose)
+
+    monkeypatch.setattr(activations, "Arena", arena)
+    pool = ActivationPool()
+    for pages in (4, 1, 1, 1):  # a prefill, and decodes after it
+        pool.empty((pages * PAGE_BYTES,), torch.uint8)
+        gc.collect()
+    assert made == [4 * PAGE_BYTES, PAGE_BYTES]
+
+
 def test_a_tensor_outlives_its_pool():
     tensor = ActivationPool().empty((2 * LEAST_BYTES,), torch.uint8)
     gc.collect()
@@ -59,9 +76,7 @@ def test_tensors_that_live_at_once_stay_within_the_limit():
     large, small = pool.empty((2 * LEAST_BYTES,), torch.uint8), pool.empty((LEAST_BYTES - 8, 1), torch.uint8)
     view = large[:1]
     del large
-    with pytest.raises(
-        CapacityError, match=r"has 3145728 bytes .*, but 9 more make it 3145729\. Lower max_num_batched"
-    ):
+    with pytest.raises(CapacityError, match=r"has 786432 bytes .*, but 9 more make it 786433\. Lower max_num_batched"):
         pool.empty((9,), torch.uint8)
     assert pool.empty((4,), torch.bfloat16).shape == (4,)
     del view
