@@ -121,13 +121,34 @@ struct Panels {
 // them, but no fewer tiles than make it worth reading the panels.
 constexpr bool kSmallCache = kLanes < 16;
 constexpr int64_t kSteps = 2048;
+constexpr int64_t kNearSteps = 256;  // of a single tile, in which as many more are fetched: 32 KiB
 constexpr int64_t kRowBytes = (kSmallCache ? 192 : 384) * 1024;
 constexpr int64_t kFewestTiles = kSmallCache ? 4 : 8;
 
-// sums [a.row_count()][32] = the range of A times one panel of B; `next` is the panel that comes after it.
+// sums [rows of a tile][32] = the tile times one panel of B; as multiply_panel of a single tile. What is multiplied now
+// hides what is read next, so that comes to the first-level cache: on Zen 5, with cold weights, up to 1.15 times as
+// fast as a panel ahead in the second-level cache where memory is fast, and never slower.
+template <class F>
+MOELENS_INLINE void multiply_single_tile(const float* a, int rows, const float* b, int64_t steps, float* sums,
+                                         const float* next) {
+    for (int64_t s = 0; s < steps; s += kNearSteps) {
+        const int64_t some = smaller(kNearSteps, steps - s);
+        const float* part = b + s * kPanelColumns;
+        const float* coming = s + kNearSteps < steps ? part + kNearSteps * kPanelColumns : next;
+        multiply_tile<F>({a + F::kUnitsPerStep * s * rows, part, some, rows, sums, kPanelColumns, s > 0},
+                         in_order<1>(coming));
+    }
+}
+
+// sums [a.row_count()][32] = the range of A times one panel of B; `next` is the panel that comes after it. Each tile
+// fetches its share of what comes, and the rows of the next tile.
 template <class F>
 MOELENS_INLINE void multiply_panel(const Panels& a, const float* b, int64_t steps, float* sums, const float* next) {
     const int64_t first_row = a.first_row(), tiles = a.last_tile - a.first_tile;
+    if (tiles == 1) {
+        const float* rows = a.data + F::kUnitsPerStep * first_row * steps;
+        return multiply_single_tile<F>(rows, static_cast<int>(a.row_count()), b, steps, sums, next);
+    }
     const int64_t advance = divide_rounding_up(kPanelColumns, tiles);
     for (int64_t s = 0; s < steps; s += kSteps) {
         const int64_t some = smaller(kSteps, steps - s);
@@ -136,13 +157,11 @@ MOELENS_INLINE void multiply_panel(const Panels& a, const float* b, int64_t step
             const int64_t row = a.begin(tile);
             const int count = static_cast<int>(a.begin(tile + 1) - row);
             const float* rows = a.data + F::kUnitsPerStep * (row * steps + s * count);
-            // Each tile fetches its share of what comes, and the rows of the next tile.
             const float* share = coming + smaller((tile - a.first_tile) * advance, kPanelColumns) * some;
             const float* next_rows = rows + F::kUnitsPerStep * count * steps;
-            const TwoStreams ahead{share, next_rows, advance, F::kUnitsPerStep * count};
             multiply_tile<F>({rows, b + s * kPanelColumns, some, count, sums + (row - first_row) * kPanelColumns,
                               kPanelColumns, s > 0},
-                             tiles == 1 ? in_order(coming) : ahead);
+                             TwoStreams{share, next_rows, advance, F::kUnitsPerStep * count});
         }
     }
 }
