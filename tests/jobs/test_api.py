@@ -48,6 +48,15 @@ def test_the_function(folder: Folder, tmp_path: Path) -> None:
     assert "moelens:batch_lines_done 2\n" in (tmp_path / "metrics.prom").read_text()
 
 
+@pytest.fixture
+def interruptible() -> Iterator[None]:
+    """SIGINT as in a terminal: what starts the tests in the background may have had it ignored."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
+@pytest.mark.usefixtures("interruptible")
 def test_ctrl_c_is_raised_when_all_is_written(folder: Folder, monkeypatch: pytest.MonkeyPatch) -> None:
     folder.write(requests(30))
     step = FakeEngine._advance
@@ -88,6 +97,7 @@ def test_a_check_lists_every_fault(folder: Folder, quiet: None, caplog: pytest.L
     assert main(["run-batch", *flags]) == 0
 
 
+@pytest.mark.usefixtures("interruptible")
 def test_the_second_signal_is_not_held_back() -> None:
     before = signal.getsignal(signal.SIGINT)
     with StopSignals() as stop:
