@@ -78,7 +78,9 @@ class Sampler:
         if going_on:
             self._constrainer.take([requests[i] for i in going_on], [token_ids[i] for i in going_on])
         return [
-            _sampled(token_ids[index], raw.get(index), logits, index, request, errors[index])
+            SampledToken(token_ids[index], None, errors[index])
+            if errors[index] is not None or request.params.num_logprobs is None
+            else _with_logprobs(token_ids[index], raw.get(index, logits[index]), request)
             for index, request in enumerate(requests)
         ]
 
@@ -169,15 +171,11 @@ def _ranked(logprobs: torch.Tensor, token_id: int) -> Logprob:
     return Logprob(float(values[token_id]), 1 + int(np.count_nonzero(values > values[token_id])))
 
 
-def _sampled(
-    token_id: int, raw: torch.Tensor | None, logits: torch.Tensor, index: int, request: Request, error: str | None
-) -> SampledToken:
-    """Of row `index` of the logits, which were `raw` before they were changed."""
+def _with_logprobs(token_id: int, raw: torch.Tensor, request: Request) -> SampledToken:
+    """Log-probabilities are of the logits [V] before they were changed."""
     count = request.params.num_logprobs
-    if error is not None or count is None:
-        return SampledToken(token_id, None, error)
-    before = logits[index] if raw is None else raw
-    return SampledToken(token_id, token_logprobs(before, token_id, count, request.params.logprob_token_ids))
+    assert count is not None
+    return SampledToken(token_id, token_logprobs(raw, token_id, count, request.params.logprob_token_ids))
 
 
 def _floats(values: Sequence[float]) -> torch.Tensor:
