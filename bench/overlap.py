@@ -159,7 +159,7 @@ class Stand:
             )
             tasks = step_tasks(shapes, self.memory.begin_step(sum(shapes, StepShape())), self.plan)
             with torch.inference_mode():
-                timeline = executor.run(tasks, actions)
+                timeline = executor.run(tasks, actions, [batch.rows for batch in parts])
             actions.release()
             self.pricing.observe(shapes, timeline.stage_seconds(), EVEN)
             found.append((time.perf_counter() - begin, timeline))

@@ -24,7 +24,7 @@ from moelens.pipeline.actions import Actions
 from moelens.pipeline.executor import Executor
 from moelens.pipeline.report import StepReport
 from moelens.pipeline.routes import RouteCounts
-from moelens.pipeline.step import step_tasks
+from moelens.pipeline.step import StepTasks
 from moelens.pipeline.timeline import ExpectedStep, Timeline
 from moelens.plan import Plan
 from moelens.request import Request
@@ -111,6 +111,7 @@ class Engine:
         self._cache = KVCache(self.config, ops, blocks=plan.kv_blocks, block_tokens=plan.block_tokens)
         self._device = device or SharedMemory(weights, ops, self.config)
         self._executor = Executor(machine)
+        self._step_tasks = StepTasks(plan)
         self._routes = RouteCounts(self.config)
         self._sampler = Sampler(
             ops, vocab=self.config.vocab, eos_token_ids=stopping.eos_token_ids, threads=plan.threads
@@ -157,6 +158,7 @@ class Engine:
     def adopt(self, plan: Plan) -> None:
         """Go on with other limits of steps, from the next step on; all that was laid out in memory stays."""
         self.plan = plan
+        self._step_tasks = StepTasks(plan)
         self._scheduler.adopt(plan)
 
     def add(self, request: Request) -> None:
@@ -203,9 +205,9 @@ class Engine:
         actions = Actions(step.parts, self._architecture, self._device, self._cache, self._ops, use_logits)
         actions.on_routes = self._routes.count
         shapes = [batch.shape for batch in step.parts]
-        tasks = step_tasks(shapes, self._device.begin_step(sum(shapes, StepShape())), self.plan)
+        tasks = self._step_tasks(shapes, self._device.begin_step(sum(shapes, StepShape())))
         try:
-            return picked, self._executor.run(tasks, actions)
+            return picked, self._executor.run(tasks, actions, [batch.rows for batch in step.parts])
         finally:
             actions.release()
 

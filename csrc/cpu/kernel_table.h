@@ -93,7 +93,7 @@ struct AttentionArgs {
     const int32_t* starts;
     const int32_t* cached;
     const int32_t* block_ids;
-    void* out;
+    void* out;  // may be q: a task reads all rows of q that it writes, before it writes any
     float scale;
     int64_t window;
 };

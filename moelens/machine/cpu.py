@@ -4,15 +4,14 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
+from typing import NamedTuple
 
 from moelens.machine.machine import Act, Done, Lane
 from moelens.machine.threads import ThreadLane
 from moelens.pipeline.task import Resource, Task
 
 
-@dataclass(frozen=True)
-class Finished:
+class Finished(NamedTuple):
     """The completion of a task that has run already."""
 
     start_seconds: float

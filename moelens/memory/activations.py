@@ -32,7 +32,9 @@ class ActivationPool:
     def __init__(self, limit_bytes: int | None = None) -> None:
         self._limit_bytes = limit_bytes
         self._free: list[Arena] = []  # what was returned last comes last
-        self._returned: deque[tuple[Arena | None, int]] = deque()  # by finalisers, which may run anywhere
+        # By the id of a reference to a tensor's memory: that, its block and its bytes. It is lighter than a finaliser.
+        self._lent: dict[int, tuple[weakref.ref[memoryview], Arena | None, int]] = {}
+        self._returned: deque[weakref.ref[memoryview]] = deque()  # as tensors die, on whatever thread
         self._lock = threading.Lock()
         self._live_bytes = 0  # of tensors
         self._used_bytes = 0  # of the blocks that they lie in
@@ -52,9 +54,10 @@ class ActivationPool:
             self._live_bytes += nbytes
             self._used_bytes += 0 if block is None else block.nbytes
             self._most_used_bytes = max(self._most_used_bytes, self._used_bytes)
-        lease = memoryview(bytearray(nbytes)) if block is None else block.lease()
-        weakref.finalize(lease, self._returned.append, (block, nbytes)).atexit = False
-        return torch.frombuffer(lease, dtype=dtype, count=count).view(tuple(shape))
+        memory = memoryview(bytearray(nbytes)) if block is None else block.lease()
+        reference = weakref.ref(memory, self._returned.append)
+        self._lent[id(reference)] = reference, block, nbytes
+        return torch.frombuffer(memory, dtype=dtype, count=count).view(tuple(shape))
 
     @property
     def free_bytes(self) -> int:
@@ -72,7 +75,7 @@ class ActivationPool:
 
     def _collect(self) -> None:
         while self._returned:
-            block, nbytes = self._returned.popleft()
+            _, block, nbytes = self._lent.pop(id(self._returned.popleft()))
             self._live_bytes -= nbytes
             if block is not None:
                 self._used_bytes -= block.nbytes

@@ -53,6 +53,10 @@ class DeviceMemory(Protocol):
     def resident(self) -> Weights:
         """Embedding, final norm and head."""
 
+    @property
+    def is_host(self) -> bool:
+        """Whether host and device see the same memory, so that what one makes lies where the other reads it."""
+
     def begin_step(self, shape: StepShape) -> tuple[LayerLoad, ...]:
         """How each layer's weights come in a step of `shape`; the places of the step before are free again."""
 
@@ -103,7 +107,8 @@ class DeviceMemory(Protocol):
     ) -> torch.Tensor:
         """Attention of rows that see no keys but those of k and v; q [T, Q, D], k and v [T, K, D] -> [T, Q, D].
 
-        `cache` is the host's, in which k and v are stored already where host and device are one.
+        `cache` is the host's, in which k and v are stored already where host and device are one; there, what was
+        attended takes the place of q.
         """
 
 
@@ -117,11 +122,15 @@ class SharedMemory:
 
     def __init__(self, weights: WeightStore, ops: Ops, config: ModelConfig) -> None:
         self.ops = ops
+        self.is_host = True
         self.resident = weights.resident
         self._weights = weights
         self._config = config
+        self._nothing_to_load = (LayerLoad(),) * len(config.layers)
 
     def begin_step(self, shape: StepShape) -> tuple[LayerLoad, ...]:
+        if not self._weights.disk_layers:
+            return self._nothing_to_load
         return tuple(self._load_of(layer, shape.tokens) for layer in range(len(self._config.layers)))
 
     def _load_of(self, layer: int, tokens: int) -> LayerLoad:
@@ -142,9 +151,8 @@ class SharedMemory:
     def load_experts(self, layer: int, ids: torch.Tensor) -> int:
         return 0  # they were read to where they are used
 
-    @contextlib.contextmanager
-    def using_front(self, layer: int) -> Iterator[Weights]:
-        yield self._weights.layer(layer)
+    def using_front(self, layer: int) -> AbstractContextManager[Weights]:
+        return contextlib.nullcontext(self._weights.layer(layer))
 
     def divides(self, layer: int) -> bool:
         return False
@@ -180,4 +188,4 @@ class SharedMemory:
         cache: KVLayer,
         attention: GQA,
     ) -> torch.Tensor:
-        return self.ops.attention(q, cache, rows, attention.scale, attention.window)
+        return self.ops.attention(q, cache, rows, attention.scale, attention.window, out=q)

@@ -70,6 +70,10 @@ class SeparateMemory:
         self._host_places: dict[Place, torch.Tensor] = {}
 
     # --- weights ------------------------------------------------------------------------------------------------------
+    @property
+    def is_host(self) -> bool:
+        return False
+
     def begin_step(self, shape: StepShape) -> tuple[LayerLoad, ...]:
         """How each layer's weights come; raises nothing, as plans bound the rows of a step."""
         self._places.clear()

@@ -217,12 +217,20 @@ class CudaOps:
         return k, v
 
     def attention(
-        self, q: torch.Tensor, cache: KVLayer, rows: AttentionRows, scale: float, window: int | None
+        self,
+        q: torch.Tensor,
+        cache: KVLayer,
+        rows: AttentionRows,
+        scale: float,
+        window: int | None,
+        *,
+        out: torch.Tensor | None = None,
     ) -> torch.Tensor:
         slots, key_starts = context_slots(rows, cache.block_tokens)
         k, v = self.read_kv(cache, slots.to(self._device))
         attend = attend_rows_at_once if q.is_cuda and has_varlen_attention() else attend_rows
-        return attend(q, k, v, rows.starts.tolist(), key_starts, scale, window)
+        attended = attend(q, k, v, rows.starts.tolist(), key_starts, scale, window)
+        return attended if out is None else out.copy_(attended)
 
     # --- tokens -------------------------------------------------------------------------------------------------------
     def mask_logits(self, logits: torch.Tensor, allowed: torch.Tensor, rows: torch.Tensor) -> None:

@@ -227,9 +227,18 @@ class Ops(Protocol):
         """Store k, v [T, K, D] at slots [T] int32 (block * block_tokens + offset). Writes `cache`."""
 
     def attention(
-        self, q: torch.Tensor, cache: KVLayer, rows: AttentionRows, scale: float, window: int | None
+        self,
+        q: torch.Tensor,
+        cache: KVLayer,
+        rows: AttentionRows,
+        scale: float,
+        window: int | None,
+        *,
+        out: torch.Tensor | None = None,
     ) -> torch.Tensor:
         """q [T, Q, D] -> softmax(scale · q·k over the keys that each row sees) · v, [T, Q, D].
+
+        It is written to `out`, which may be q itself (None: to a new tensor).
 
         With a window w, a row at position p sees the keys at positions p-w+1 … p. Decode and prefill rows alike: one
         order of accumulation over fixed tiles of keys.

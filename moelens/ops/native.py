@@ -211,9 +211,16 @@ class NativeOps:
         self._kernels.write_kv(k, v, cache.keys, cache.values, cache.block_tokens, slots)
 
     def attention(
-        self, q: torch.Tensor, cache: KVLayer, rows: AttentionRows, scale: float, window: int | None
+        self,
+        q: torch.Tensor,
+        cache: KVLayer,
+        rows: AttentionRows,
+        scale: float,
+        window: int | None,
+        *,
+        out: torch.Tensor | None = None,
     ) -> torch.Tensor:
-        out = self._empty(q.shape, q.dtype)
+        out = self._empty(q.shape, q.dtype) if out is None else out
         self._kernels.attention(
             q,
             cache.keys,

@@ -157,9 +157,16 @@ class ReferenceOps:
         cache.values[blocks, :, offsets] = v.to(cache.values.dtype)
 
     def attention(
-        self, q: torch.Tensor, cache: KVLayer, rows: AttentionRows, scale: float, window: int | None
+        self,
+        q: torch.Tensor,
+        cache: KVLayer,
+        rows: AttentionRows,
+        scale: float,
+        window: int | None,
+        *,
+        out: torch.Tensor | None = None,
     ) -> torch.Tensor:
-        out = torch.empty_like(q)
+        out = torch.empty_like(q) if out is None else out
         starts = rows.starts.tolist()
         for request, cached in enumerate(rows.cached.tolist()):
             begin, end = starts[request], starts[request + 1]

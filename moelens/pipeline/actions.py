@@ -13,7 +13,7 @@ from moelens.cost.workload import StepShape
 from moelens.memory.device import DeviceMemory, Place
 from moelens.memory.kv_cache import KVCache
 from moelens.models.architecture import Architecture, Routed
-from moelens.ops.interface import Ops
+from moelens.ops.interface import AttentionRows, Ops
 from moelens.pipeline.task import Stage, Task
 from moelens.schedule.batch import Batch, LogitRow, select_rows
 
@@ -38,6 +38,30 @@ class Division:
         return cls(chosen.nonzero().flatten(), of_device, ids[of_device])
 
 
+@dataclass(frozen=True)
+class Group:
+    """The rows of a part that one task attends for, and what they see."""
+
+    rows: slice
+    attention: AttentionRows
+
+
+def _groups(batch: Batch) -> dict[Stage, Group]:
+    """By the task that attends for them, in the order of rows."""
+    starts = batch.attention.starts.tolist()
+    groups, begin = {}, 0
+    for stage, count in (
+        (Stage.ATTEND_DECODES, batch.decodes),
+        (Stage.ATTEND_RESUMED, batch.resumed),
+        (Stage.ATTEND_PREFILLS, len(batch.chunks) - batch.decodes - batch.resumed),
+    ):
+        end = begin + count
+        seen = batch.attention if count == len(batch.chunks) else select_rows(batch.attention, begin, end)
+        groups[stage] = Group(slice(starts[begin], starts[end]), seen)
+        begin = end
+    return groups
+
+
 UseLogits = Callable[[torch.Tensor, Sequence[LogitRow]], None]
 OnRoutes = Callable[[int, torch.Tensor], None]  # of a layer, its router's ids [T, A]
 
@@ -47,11 +71,13 @@ class PartState:
 
     On the device: token_ids and positions [T], x [T, H], q [T, Q, D], k and v [T, K, D], routed, and attended [·, Q, D]
     by where the rows were attended for. On the host: the same names with host_, of the rows that it attends for.
+    Where host and device see the same memory, what was attended takes the place of q.
     """
 
     def __init__(self, index: int, batch: Batch) -> None:
         self.index = index
         self.batch = batch
+        self.groups = _groups(batch)
         self.token_ids: torch.Tensor
         self.positions: torch.Tensor
         self.x: torch.Tensor
@@ -73,9 +99,9 @@ class PartState:
         self.host_logits: dict[int, torch.Tensor] = {}
 
     @property
-    def hosted_chunks(self) -> int:
-        """Chunks whose rows see cached keys; they come first."""
-        return self.batch.decodes + self.batch.resumed
+    def hosted_rows(self) -> slice:
+        """Those that see cached keys; they come first."""
+        return slice(self.groups[Stage.ATTEND_RESUMED].rows.stop)
 
 
 class Actions:
@@ -107,8 +133,8 @@ class Actions:
             Stage.OFFLOAD: self._offload,
             Stage.STORE_KV: self._store_kv,
             Stage.ATTEND_PREFILLS: self._attend_prefills,
-            Stage.ATTEND_DECODES: self._attend_decodes,
-            Stage.ATTEND_RESUMED: self._attend_resumed,
+            Stage.ATTEND_DECODES: self._attend_cached,
+            Stage.ATTEND_RESUMED: self._attend_cached,
             Stage.UPLOAD: self._upload,
             Stage.AFTER_ATTENTION: self._after_attention,
             Stage.ROUTE: self._route,
@@ -141,14 +167,18 @@ class Actions:
         return ids_bytes + positions_bytes
 
     def _offload(self, task: Task, part: PartState) -> int:
-        hosted = int(part.batch.attention.starts[part.hosted_chunks])
+        part.host_attended = []
+        if self._device.is_host:
+            part.host_q, part.host_k, part.host_v = part.q, part.k, part.v
+            return 0
         part.host_k, k_bytes = self._down(part, "k", part.k)
         part.host_v, v_bytes = self._down(part, "v", part.v)
-        part.host_q, q_bytes = self._down(part, "q", part.q[:hosted])
-        part.host_attended = []
+        part.host_q, q_bytes = self._down(part, "q", part.q[part.hosted_rows])
         return k_bytes + v_bytes + q_bytes
 
     def _upload(self, task: Task, part: PartState) -> int:
+        if self._device.is_host:
+            return 0
         moved = [self._up(part, f"attended {i}", rows) for i, rows in enumerate(part.host_attended)]
         part.uploaded = [rows for rows, _ in moved]
         return sum(nbytes for _, nbytes in moved)
@@ -207,12 +237,11 @@ class Actions:
 
     def _attend_prefills(self, task: Task, part: PartState) -> None:
         attention = self._architecture.config.layers[task.layer].attention
-        begin, end = part.hosted_chunks, len(part.batch.chunks)
-        row = int(part.batch.attention.starts[begin])
+        group = part.groups[task.stage]
         part.prefilled = [
             self._device.attend_fresh(
-                *(part.q[row:], part.k[row:], part.v[row:]),
-                *(select_rows(part.batch.attention, begin, end), self._cache.layers[task.layer], attention),
+                *(part.q[group.rows], part.k[group.rows], part.v[group.rows]),
+                *(group.attention, self._cache.layers[task.layer], attention),
             )
         ]
 
@@ -258,7 +287,7 @@ class Actions:
     def _rows_to_finish(self, layer: int, part: PartState) -> tuple[torch.Tensor, torch.Tensor]:
         """x and what was attended of all rows; in the last layer of those that give logits: the others are done when
         their keys and values are stored."""
-        x, attended = part.x, self._attended(part)
+        x, attended = part.x, part.q if self._device.is_host else self._attended(part)
         if layer + 1 < len(self._architecture.config.layers):
             return x, attended
         rows = torch.tensor([row.row for row in part.batch.logit_rows], dtype=torch.int64)
@@ -292,19 +321,14 @@ class Actions:
     def _store_kv(self, task: Task, part: PartState) -> None:
         self._ops.write_kv(part.host_k, part.host_v, self._cache.layers[task.layer], part.batch.slots)
 
-    def _attend_decodes(self, task: Task, part: PartState) -> None:
-        self._attend_cached(task, part, 0, part.batch.decodes)
-
-    def _attend_resumed(self, task: Task, part: PartState) -> None:
-        self._attend_cached(task, part, part.batch.decodes, part.hosted_chunks)
-
-    def _attend_cached(self, task: Task, part: PartState, begin: int, end: int) -> None:
+    def _attend_cached(self, task: Task, part: PartState) -> None:
         config = self._architecture.config.layers[task.layer].attention
-        starts = part.batch.attention.starts
-        q = part.host_q[int(starts[begin]) : int(starts[end])]
-        rows = select_rows(part.batch.attention, begin, end)
-        cache = self._cache.layers[task.layer]
-        part.host_attended.append(self._ops.attention(q, cache, rows, config.scale, config.window))
+        group, cache = part.groups[task.stage], self._cache.layers[task.layer]
+        q = part.host_q[group.rows]
+        attended = self._ops.attention(
+            *(q, cache, group.attention, config.scale, config.window), out=q if self._device.is_host else None
+        )
+        part.host_attended.append(attended)
 
     def _sample(self, task: Task, part: PartState) -> None:
         self._use_logits(part.host_logits.pop(task.chunk), _group(part, task))

@@ -51,7 +51,7 @@ def write_trace(timeline: Timeline, path: Path) -> None:
                     "layer": task.layer,
                     "part": task.part,
                     "chunk": task.chunk,
-                    "rows": task.shape.tokens,
+                    "rows": span.rows,
                     "bytes": span.moved_bytes,
                 },
             }

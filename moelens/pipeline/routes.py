@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import math
 
+import numpy as np
+import numpy.typing as npt
 import torch
 
 from moelens.cost.routing import EVEN, RoutingLoad
@@ -19,6 +21,7 @@ class RouteCounts:
     def __init__(self, config: ModelConfig) -> None:
         self._layers = {layer: of.ffn for layer, of in enumerate(config.layers) if isinstance(of.ffn, MoEFFN)}
         self._counts: dict[int, torch.Tensor] = {}  # [E] int64, where the router is
+        self._on_host: dict[int, npt.NDArray[np.int64]] = {}  # the same memory, where that is the host's
         self._rows = 0
         needed = sum(LEAST_CHOICES * ffn.experts / ffn.active for ffn in self._layers.values())
         self._due_rows = needed or math.inf
@@ -28,11 +31,17 @@ class RouteCounts:
         """Take in a router's ids [T, A]; see `Actions.on_routes`."""
         if len(ids) < LEAST_ROWS:
             return
+        self._rows += len(ids)
         if layer not in self._counts:
             self._counts[layer] = torch.zeros(self._layers[layer].experts, dtype=torch.int64, device=ids.device)
+            if ids.is_cpu:
+                self._on_host[layer] = self._counts[layer].numpy()
+        if layer in self._on_host:  # several times as fast as torch
+            counts = self._on_host[layer]
+            counts += np.bincount(ids.numpy().ravel(), minlength=len(counts))
+            return
         chosen = ids.flatten()
         self._counts[layer].index_add_(0, chosen, torch.ones_like(chosen, dtype=torch.int64))  # bincount waits for GPUs
-        self._rows += len(ids)
 
     def load(self) -> RoutingLoad:
         """What was counted; EVEN until it is enough. It changes when twice as much was counted as for the last one."""

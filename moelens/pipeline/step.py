@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import replace
 
 from moelens.cost.footprint import LOGIT_ROWS
 from moelens.cost.workload import StepShape
-from moelens.pipeline.task import OF_LOGITS, Experts, LayerLoad, Stage, Task
+from moelens.pipeline.task import OF_WEIGHTS, Experts, LayerLoad, Stage, Task
 from moelens.pipeline.turns import Turns
 from moelens.plan import Plan
 
@@ -25,6 +24,29 @@ def step_tasks(shapes: Sequence[StepShape], loads: Sequence[LayerLoad], plan: Pl
     step = _Step(shapes, loads, plan)
     step.make()
     return step.tasks
+
+
+class StepTasks:
+    """The tasks of a plan's steps, made once for all that have the same ones."""
+
+    def __init__(self, plan: Plan) -> None:
+        self._plan = plan
+        self._known: dict[tuple[object, ...], list[Task]] = {}
+
+    def __call__(self, shapes: Sequence[StepShape], loads: Sequence[LayerLoad]) -> Sequence[Task]:
+        """As `step_tasks`."""
+        pattern = tuple(loads), *(_pattern(shape) for shape in shapes)
+        tasks = self._known.get(pattern)
+        if tasks is None:
+            tasks = self._known[pattern] = step_tasks(shapes, loads, self._plan)
+        return tasks
+
+
+def _pattern(part: StepShape) -> tuple[bool, bool, bool, int]:
+    """What of a part's shape tells which tasks there are."""
+    groups = -(-part.logit_rows // LOGIT_ROWS)
+    fresh = part.prefill_tokens > part.resumed_tokens
+    return part.decode_tokens > 0, fresh, part.resumed_tokens > 0, groups
 
 
 class _Step:
@@ -84,12 +106,9 @@ class _Step:
 
     def _add(self, stage: Stage, layer: int, part: int, *after: tuple[int, ...], chunk: int = 0) -> int:
         before = tuple(dict.fromkeys(earlier for some in after for earlier in some))
-        of_weights = stage in (Stage.LOAD, Stage.READ)
-        shape = StepShape() if of_weights else self._shapes[part]
-        if stage in OF_LOGITS:
-            shape = replace(shape, logit_rows=min(LOGIT_ROWS, shape.logit_rows - chunk * LOGIT_ROWS))
-        carried = of_weights and layer in self._left  # the layer has been left: this is for the next step
-        self.tasks.append(Task(len(self.tasks), stage, layer, part, shape, before, chunk, carried))
+        # Weights of a layer that has been left are for the next step.
+        carried = stage in OF_WEIGHTS and layer in self._left
+        self.tasks.append(Task(len(self.tasks), stage, layer, part, before, chunk, carried))
         return len(self.tasks) - 1
 
     # --- weights ------------------------------------------------------------------------------------------------------

@@ -5,8 +5,6 @@ from __future__ import annotations
 import enum
 from dataclasses import dataclass
 
-from moelens.cost.workload import StepShape
-
 
 class Resource(enum.Enum):
     """What does the work; each has one in-order lane."""
@@ -81,6 +79,7 @@ _RESOURCES = {
     Stage.SAMPLE: Resource.HOST,
 }
 
+OF_WEIGHTS = (Stage.LOAD, Stage.READ)  # and of no rows
 # Of rows that give logits, after the layers, LOGIT_ROWS of them at a time.
 OF_LOGITS = (Stage.LOGITS, Stage.OFFLOAD_LOGITS, Stage.SAMPLE)
 OF_NO_LAYER = (Stage.INPUT, *OF_LOGITS)
@@ -136,7 +135,6 @@ class Task:
     stage: Stage
     layer: int
     part: int
-    shape: StepShape
     after: tuple[int, ...]
     chunk: int = 0
     carried: bool = False

@@ -4,18 +4,20 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import NamedTuple
 
 from moelens.pipeline.task import Resource, Stage, Task
 
 
-@dataclass(frozen=True)
-class Span:
-    """A task, its start and end in seconds of one clock, and the bytes that it moved between host and device."""
+class Span(NamedTuple):
+    """A task, its start and end in seconds of one clock, the bytes that it moved between host and device, and the rows
+    that it worked for."""
 
     task: Task
     start_seconds: float
     end_seconds: float
     moved_bytes: int = 0
+    rows: int = 0
 
     @property
     def seconds(self) -> float:

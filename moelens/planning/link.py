@@ -81,7 +81,7 @@ class _LinkBench:
 
     def _submit(self, way: Resource) -> Done:
         stage, act = (Stage.UPLOAD, self._up) if way is Resource.TO_DEVICE else (Stage.OFFLOAD, self._down)
-        return self._machine.lane(way).submit(Task(0, stage, 0, 0, StepShape(), ()), act, ())
+        return self._machine.lane(way).submit(Task(0, stage, 0, 0, ()), act, ())
 
     def _up(self) -> int:
         return self._memory.to_device(self._rows, UP).nbytes

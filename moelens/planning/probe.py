@@ -151,7 +151,7 @@ class ProbeBench:
             actions = Actions([batch], self.architecture, self._memory, self._cache, self._ops, self._pick)
             actions.on_routes = lambda layer, ids: routes.append((layer, ids))
             tasks = step_tasks([batch.shape], self._memory.begin_step(batch.shape), self._plan)
-            timeline = self._executor.run(tasks, actions)
+            timeline = self._executor.run(tasks, actions, [batch.rows])
             actions.release()
         elapsed = time.perf_counter() - begin
         seconds = timeline.stage_seconds()

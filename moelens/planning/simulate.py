@@ -14,7 +14,7 @@ from moelens.cost.seconds import CostModel
 from moelens.cost.workload import StepShape, Workload
 from moelens.errors import CapacityError
 from moelens.machine.simulated import FILES_BESIDE, LANES, LINKS, ONE_LANE, Need, Sharing, SimulatedMachine, StepTimes
-from moelens.pipeline.step import step_tasks
+from moelens.pipeline.step import StepTasks
 from moelens.pipeline.task import OF_LOGITS, Experts, LayerLoad, Resource, Stage, Task
 from moelens.pipeline.timeline import ExpectedStep
 from moelens.pipeline.turns import Turns
@@ -119,7 +119,7 @@ class StepClock:
         self._overlaps = self._has_device or bool(plan.disk_layers)
         lanes = LANES if self._has_device else FILES_BESIDE if self._overlaps else ONE_LANE
         self._machine = SimulatedMachine(lanes, cost.hardware.host.bytes_per_second, _sharing(cost.hardware))
-        self._patterns: dict[tuple[object, ...], list[Task]] = {}
+        self._step_tasks = StepTasks(plan)
         self._kinds = first_of_kind(cost.config)
         self._division = ExpectedDivision(self._cost)
         self._divided = False
@@ -154,7 +154,7 @@ class StepClock:
             stages[task.stage] += known[0]
             return known
 
-        times = self._machine.run(self._tasks(parts), need)
+        times = self._machine.run(self._step_tasks(parts, self._step_loads(parts)), need)
         if before:  # the step before has counted it
             busy = {**times.busy_seconds, carrier: times.busy_seconds[carrier] - before}
             times = replace(times, busy_seconds=busy)
@@ -186,15 +186,6 @@ class StepClock:
         self._divided = any(load.experts is Experts.DIVIDED for load in loads)
         return loads
 
-    def _tasks(self, parts: Sequence[StepShape]) -> list[Task]:
-        """The tasks of a step, which are the same whenever the same parts have decodes and prefills, and the same
-        weights stream."""
-        loads = self._step_loads(parts)
-        pattern = loads, *(_pattern(part) for part in parts)
-        if pattern not in self._patterns:
-            self._patterns[pattern] = step_tasks(parts, loads, self._plan)
-        return self._patterns[pattern]
-
     def expect(self, parts: Sequence[StepShape]) -> ExpectedStep:
         """A step from one `next_step` to the next."""
         (times, stages), outside = self.times(parts), self.outside_seconds(parts)
@@ -216,13 +207,6 @@ def _sharing(hardware: HardwareSpec) -> Sharing:
     links = dict.fromkeys(LINKS, hardware.link_cores)
     computing = {Resource.DEVICE: hardware.device.cores, Resource.HOST: hardware.host.cores}
     return Sharing(hardware.both_ways_share, hardware.cores, {**links, **computing})
-
-
-def _pattern(part: StepShape) -> tuple[bool, bool, bool, int]:
-    """What of a part's shape tells which tasks there are."""
-    groups = -(-part.logit_rows // LOGIT_ROWS)
-    fresh = part.prefill_tokens > part.resumed_tokens
-    return part.decode_tokens > 0, fresh, part.resumed_tokens > 0, groups
 
 
 def simulate(cost: CostModel, plan: Plan, workload: Workload, *, ends_known: bool = True) -> Prediction:

@@ -64,7 +64,7 @@ def tune(
     usual = rough_seconds(cost, base, workload)
     if usual < least_seconds:
         return Tuning(base, ("the default, as there is little to do",))
-    rows = SIMULATED_ROWS if usual >= LONG_SECONDS else 0
+    rows = SIMULATED_ROWS if measured and usual >= LONG_SECONDS else 0  # guesses are not worth it
 
     def rough(plan: Plan) -> float:
         return rough_seconds(cost, plan, workload)

@@ -13,7 +13,6 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from test_threads import graphs
 
-from moelens.cost.workload import StepShape
 from moelens.errors import TaskError
 from moelens.machine.cuda import CudaMachine
 from moelens.pipeline.executor import Executor
@@ -137,7 +136,7 @@ def test_a_failure_on_a_stream_is_told_and_what_comes_after_is_not_put_there() -
         return 0
 
     stages = (Stage.LOAD, Stage.BEFORE_ATTENTION, Stage.OFFLOAD, Stage.STORE_KV)
-    tasks = [Task(i, stage, 2, 0, StepShape(), (i - 1,) if i else ()) for i, stage in enumerate(stages)]
+    tasks = [Task(i, stage, 2, 0, (i - 1,) if i else ()) for i, stage in enumerate(stages)]
     with pytest.raises(TaskError, match=r"before attention of layer 2, part 0 .* failed: out of memory"):
         executor.run(tasks, act)
     assert seen == [0, 1]

@@ -14,7 +14,7 @@ from moelens.plan import Plan
 
 
 def task(task_id: int, stage: Stage, *after: int) -> Task:
-    return Task(task_id, stage, 0, 0, StepShape(), after)
+    return Task(task_id, stage, 0, 0, after)
 
 
 LOAD, ATTEND, FINISH = task(0, Stage.LOAD), task(1, Stage.ATTEND_DECODES), task(2, Stage.AFTER_ATTENTION, 0, 1)

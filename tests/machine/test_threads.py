@@ -12,7 +12,6 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from moelens.cost.workload import StepShape
 from moelens.errors import TaskError
 from moelens.machine import threads
 from moelens.machine.emulated import EmulatedMachine, ThrottledLink
@@ -31,7 +30,7 @@ def graphs(draw) -> list[Task]:
         carried = draw(st.integers(0, 5)) == 0
         earlier = [task.id for task in tasks if carried or not task.carried]
         after = draw(st.lists(st.sampled_from(earlier), max_size=4, unique=True)) if earlier else []
-        tasks.append(Task(id, draw(st.sampled_from(STAGES)), 0, 0, StepShape(), tuple(after), carried=carried))
+        tasks.append(Task(id, draw(st.sampled_from(STAGES)), 0, 0, tuple(after), carried=carried))
     return tasks
 
 
@@ -104,7 +103,7 @@ def test_the_first_error_ends_the_step_and_nothing_that_depends_on_it_runs(
 
 
 def test_an_interrupt_waits_for_what_runs_and_skips_the_rest(machine: EmulatedMachine) -> None:
-    tasks = [Task(i, Stage.STORE_KV, 0, 0, StepShape(), ()) for i in range(20)]
+    tasks = [Task(i, Stage.STORE_KV, 0, 0, ()) for i in range(20)]
     first, seen = threading.Event(), []
 
     class Interrupted:
@@ -138,7 +137,7 @@ def test_lanes_run_under_inference_mode_and_end_with_their_machine() -> None:
         modes.append(torch.is_inference_mode_enabled())
         return 0
 
-    lane.submit(Task(0, Stage.STORE_KV, 0, 0, StepShape(), ()), act, []).wait()
+    lane.submit(Task(0, Stage.STORE_KV, 0, 0, ()), act, []).wait()
     assert modes == [True]
     (thread,) = (t for t in threading.enumerate() if t.name == "moelens of a test")
     del lane
@@ -167,7 +166,7 @@ def test_a_lane_that_is_held_up_while_it_looks_still_does_what_is_carried(monkey
     monkeypatch.setattr(threads, "LOOK_SECONDS", 1e-6)  # so short that being held up for longer is common
     lane = ThreadLane("of a test")
     for _ in range(5000):
-        carried = lane.submit(Task(0, Stage.LOAD, 0, 0, StepShape(), (), carried=True), lambda: 1, [])
+        carried = lane.submit(Task(0, Stage.LOAD, 0, 0, (), carried=True), lambda: 1, [])
         end = time.monotonic() + 30
         while not carried.is_done:
             assert time.monotonic() < end, "the lane sleeps for ever"
@@ -186,7 +185,7 @@ def test_what_is_carried_gives_way_and_is_dropped_when_the_next_step_begins(monk
         return 1
 
     def task(id: int, stage: Stage, after: tuple[int, ...] = (), carried: bool = False) -> Task:
-        return Task(id, stage, 0, 0, StepShape(), after, carried=carried)
+        return Task(id, stage, 0, 0, after, carried=carried)
 
     # Task 0 is carried and could begin; 1 and 2 are behind it in its lane, and go first.
     with monkeypatch.context() as patch:

@@ -21,7 +21,8 @@ def test_tasks_run_in_order_and_the_timeline_has_them_all() -> None:
         seen.append(task)
         return task.id
 
-    timeline = Executor(CpuMachine()).run(TASKS, act)
+    timeline = Executor(CpuMachine()).run(TASKS, act, [2])
+    assert {span.rows for span in timeline.spans} == {2}
     assert [span.moved_bytes for span in timeline.spans] == [task.id for task in TASKS]
     assert seen == TASKS
     assert [span.task for span in timeline.spans] == TASKS
@@ -43,7 +44,7 @@ def test_a_failing_task_is_named_and_ends_the_step() -> None:
     with pytest.raises(
         TaskError, match=r"attend decodes of layer 1, part 0 \(2 rows\) failed: the wheel came off"
     ) as e:
-        Executor(CpuMachine()).run(TASKS, act)
+        Executor(CpuMachine()).run(TASKS, act, [2])
     assert isinstance(e.value.__cause__, RuntimeError)
     assert seen[-1] is Stage.ATTEND_DECODES
 
