@@ -97,6 +97,8 @@ void run_gate_up(const Context& context, const ExpertsCall<T>& call) {
     const int64_t panel_floats = call.steps * kPanelColumns;
     const int64_t block_rows = call.tiling.tiles_per_block * kMaxRows;
     const int threads = context.team.threads();
+    constexpr int64_t words =
+        kPanelColumns / 2 / RowUnits<Format<T>>::type::kElements;  // of a panel's inner activations
     run_tasks(context, call.plan.task_count, [&](int64_t index, int thread) {
         const GateUpTask& task = call.plan.tasks[index];
         const Segment& segment = call.plan.segments[task.segment];
@@ -116,7 +118,11 @@ void run_gate_up(const Context& context, const ExpertsCall<T>& call) {
         for (int64_t panel = task.first_panel; panel < task.last_panel; ++panel) {
             const float* next =
                 panel + 1 < task.last_panel ? weights(task, panel + 1) : weights(following, following.first_panel);
-            multiply_panel<Format<T>>(a, weights(task, panel), call.steps, sums, next);
+            const auto fetch = [&](int64_t row, int64_t rows) MOELENS_INLINED {
+                const float* inner = call.inner + (segment.begin + row) * call.down_floats;
+                fetch_to_write(inner + panel * words * rows, words * rows * 4 + 60);  // it may begin within a line
+            };
+            multiply_panel<Format<T>>(a, weights(task, panel), call.steps, sums, next, fetch);
             finish_gate_up(call, segment, a, sums, panel);
         }
     });
@@ -134,15 +140,20 @@ MOELENS_INLINE void add_results(const ExpertPlan& plan, int64_t slot, int64_t co
 // out [tokens of the group, columns of one panel] = residual + scale * totals [tokens][32].
 template <class Out>
 void write_totals(const ExpertsArgs& args, int64_t first_token, int64_t tokens, const float* totals, int64_t column) {
+    constexpr int64_t kAhead = 12;
     const int64_t columns = smaller(kPanelColumns, args.hidden - column);
     const F32 scale = splat(args.scale);
     for (int64_t t = 0; t < tokens; ++t) {
         const int64_t at = (first_token + t) * args.hidden + column;
-        const Out* residual = static_cast<const Out*>(args.residual) + at;
+        const Out* residual = args.residual ? static_cast<const Out*>(args.residual) + at : nullptr;
         Out* out = static_cast<Out*>(args.out) + at;
+        if (t + kAhead < tokens) {
+            fetch_to_write(out + kAhead * args.hidden, columns * sizeof(Out));
+            if (residual) fetch_to_write(residual + kAhead * args.hidden, columns * sizeof(Out));
+        }
         for (int64_t c = 0; c < columns; c += kLanes) {
             F32 y = load(totals + t * kPanelColumns + c);
-            y = args.residual ? fma(y, scale, load_up_to(residual + c, columns - c)) : y * scale;
+            y = residual ? fma(y, scale, load_up_to(residual + c, columns - c)) : y * scale;
             store_up_to(out + c, y, columns - c);
         }
     }

@@ -87,8 +87,16 @@ void linear_typed(const Context& context, const LinearArgs& args) {
         const int64_t end = tiling.last_panel(part);
         for (int64_t panel = tiling.first_panel(part); panel < end; ++panel) {
             const int64_t next = panel + 1 < end ? panel + 1 : tiling.following(task, threads);
-            multiply_panel<F>(a, weights(panel), steps, sums, weights(next));
-            finish_rows<T, Out>(args, sums, first_row, a.row_count(), panel * kPanelColumns);
+            const int64_t column = panel * kPanelColumns;
+            const auto fetch = [&](int64_t row, int64_t rows) MOELENS_INLINED {
+                for (int64_t at = row * args.columns + column; rows > 0; --rows, at += args.columns) {
+                    fetch_to_write(static_cast<const Out*>(args.out) + at, kPanelColumns * sizeof(Out));
+                    if (args.residual == nullptr) continue;
+                    fetch_to_write(static_cast<const Out*>(args.residual) + at, kPanelColumns * sizeof(Out));
+                }
+            };
+            multiply_panel<F>(a, weights(panel), steps, sums, weights(next), fetch);
+            finish_rows<T, Out>(args, sums, first_row, a.row_count(), column);
         }
     });
 }

@@ -140,10 +140,23 @@ MOELENS_INLINE void multiply_single_tile(const float* a, int rows, const float* 
     }
 }
 
+// The lines of so many bytes, to the second-level cache and ready to be written. Must be inlined: GCC takes a function
+// that only prefetches for one that does nothing, and drops calls of it. So must lambdas that call it: MOELENS_INLINED.
+#define MOELENS_INLINED __attribute__((always_inline))
+MOELENS_INLINE void fetch_to_write(const void* first, int64_t bytes) {
+    for (int64_t i = 0; i < bytes; i += 64) __builtin_prefetch(static_cast<const char*>(first) + i, 1, 2);
+}
+
+struct FetchNothing {
+    MOELENS_INLINE void operator()(int64_t, int64_t) const {}
+};
+
 // sums [a.row_count()][32] = the range of A times one panel of B; `next` is the panel that comes after it. Each tile
-// fetches its share of what comes, and the rows of the next tile.
-template <class F>
-MOELENS_INLINE void multiply_panel(const Panels& a, const float* b, int64_t steps, float* sums, const float* next) {
+// fetches its share of what comes, and the rows of the next tile; where there are several, fetch(row, rows) before each
+// is for what its sums will be written to.
+template <class F, class Fetch = FetchNothing>
+MOELENS_INLINE void multiply_panel(const Panels& a, const float* b, int64_t steps, float* sums, const float* next,
+                                   const Fetch& fetch = {}) {
     const int64_t first_row = a.first_row(), tiles = a.last_tile - a.first_tile;
     if (tiles == 1) {
         const float* rows = a.data + F::kUnitsPerStep * first_row * steps;
@@ -156,6 +169,7 @@ MOELENS_INLINE void multiply_panel(const Panels& a, const float* b, int64_t step
         for (int64_t tile = a.first_tile; tile < a.last_tile; ++tile) {
             const int64_t row = a.begin(tile);
             const int count = static_cast<int>(a.begin(tile + 1) - row);
+            if (s + some == steps) fetch(row, count);
             const float* rows = a.data + F::kUnitsPerStep * (row * steps + s * count);
             const float* share = coming + smaller((tile - a.first_tile) * advance, kPanelColumns) * some;
             const float* next_rows = rows + F::kUnitsPerStep * count * steps;
