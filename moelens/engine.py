@@ -220,12 +220,13 @@ class Engine:
             return
         requests = [rows[index].request for index in chosen]
         wanted = logits if len(chosen) == len(rows) else logits[torch.tensor(chosen)]
-        for request, sampled in zip(requests, self._sampler.sample(wanted, requests), strict=True):
-            picked[request.request_id] = sampled.token_id
-            self._record(request, sampled)
-
-    def _record(self, request: Request, sampled: SampledToken) -> None:
+        found = self._sampler.sample(wanted, requests)
         now = time.monotonic()
+        for request, sampled in zip(requests, found, strict=True):
+            picked[request.request_id] = sampled.token_id
+            self._record(request, sampled, now)
+
+    def _record(self, request: Request, sampled: SampledToken, now: float) -> None:
         request.first_token_time = request.first_token_time or now
         request.last_token_time = now
         if sampled.error is not None:

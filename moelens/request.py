@@ -87,7 +87,8 @@ class Request:
     @property
     def num_tokens(self) -> int:
         """Tokens of the prompt and the output."""
-        return len(self.prompt_token_ids) + self.num_output_tokens
+        output = self._output_token_ids
+        return len(self.prompt_token_ids) + (0 if output is None else len(output))
 
     @property
     def finished(self) -> bool:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -22,8 +22,7 @@ _NOT_FINITE = "the model's logits were not finite"
 _ALL_MASKED = "allowed_token_ids, bad_words, min_tokens and structured_outputs together leave no token to pick"
 
 
-@dataclass(frozen=True)
-class SampledToken:
+class SampledToken(NamedTuple):
     """A picked token. With an `error` nothing could be picked, and `token_id` means nothing."""
 
     token_id: int

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -39,7 +40,7 @@ class Running:
         return self.request.num_tokens - self.cached
 
 
-@dataclass(frozen=True)
+@dataclass(slots=True)
 class Chunk:
     """`count` tokens of one running request, from its first uncached one on."""
 
@@ -66,8 +67,7 @@ class Chunk:
         return self.running.cached == 0
 
 
-@dataclass(frozen=True)
-class LogitRow:
+class LogitRow(NamedTuple):
     """A row whose logits are wanted: to pick the request's next token, or for a prompt token's log-probability.
 
     `prompt_position` is the position of the prompt token that the row predicts, None for a row that picks.
@@ -105,9 +105,11 @@ def make_batch(chunks: Sequence[Chunk], tables: BlockTables, block_tokens: int) 
     """Lay out chunks as one batch, otherwise in the order given."""
     ordered = [c for c in chunks if c.is_decode]
     decodes = len(ordered)
-    ordered += [c for c in chunks if c.is_resumed]
+    if decodes < len(chunks):
+        ordered += [c for c in chunks if c.is_resumed]
     resumed = len(ordered) - decodes
-    ordered += [c for c in chunks if c.is_fresh]
+    if decodes + resumed < len(chunks):
+        ordered += [c for c in chunks if c.is_fresh]
     counts = np.array([c.count for c in ordered], dtype=np.int32)
     cached = np.array([c.running.cached for c in ordered], dtype=np.int32)
     table_rows = np.array([c.running.row for c in ordered], dtype=np.int32)
@@ -177,23 +179,27 @@ def _token_ids(chunks: Sequence[Chunk], total: int) -> Int32Array:
     token_ids = np.empty(total, dtype=np.int32)
     row = 0
     for chunk in chunks:
-        request, begin = chunk.running.request, chunk.running.cached
-        end, prompt = begin + chunk.count, len(request.prompt_token_ids)
-        if begin >= prompt:
-            token_ids[row : row + chunk.count] = request.output_token_ids[begin - prompt : end - prompt]
+        running, count = chunk.running, chunk.count
+        request, begin = running.request, running.cached
+        end, prompt = begin + count, len(request.prompt_token_ids)
+        if count == 1 and begin >= prompt:
+            token_ids[row] = request.output_token_ids[begin - prompt]
+        elif begin >= prompt:
+            token_ids[row : row + count] = request.output_token_ids[begin - prompt : end - prompt]
         elif end <= prompt:
-            token_ids[row : row + chunk.count] = request.prompt_token_ids[begin:end]
+            token_ids[row : row + count] = request.prompt_token_ids[begin:end]
         else:
             token_ids[row : row + prompt - begin] = request.prompt_token_ids[begin:]
-            token_ids[row + prompt - begin : row + chunk.count] = request.output_token_ids[: end - prompt]
-        row += chunk.count
+            token_ids[row + prompt - begin : row + count] = request.output_token_ids[: end - prompt]
+        row += count
     return token_ids
 
 
 def _logit_rows(chunks: Sequence[Chunk], starts: Sequence[int]) -> list[LogitRow]:
     wanted: list[LogitRow] = []
     for chunk, start in zip(chunks, starts, strict=False):
-        request, cached = chunk.running.request, chunk.running.cached
+        running = chunk.running
+        request, cached = running.request, running.cached
         if request.params.prompt_logprobs is not None:
             known = max(1, len(request.prompt_logprobs or ()))  # the first token has no log-probability
             last = min(cached + chunk.count, len(request.prompt_token_ids) - 1)

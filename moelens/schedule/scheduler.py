@@ -179,10 +179,11 @@ class Scheduler:
         while position < len(self._running):
             running = self._running[position]
             position += 1
-            tokens = running.request.num_tokens
-            if tokens - running.cached != 1:
+            tokens = running.cached + 1
+            if running.request.num_tokens != tokens:
                 continue
-            if self._tables.missing(running.row, tokens):
+            # Its blocks hold what is cached: only a token that begins a block may find none.
+            if running.cached % self._plan.block_tokens == 0 and self._tables.missing(running.row, tokens):
                 while self._tables.missing(running.row, tokens) > self._pool.free:
                     preempted = True
                     self._preempt(self._running[-1])
@@ -285,7 +286,7 @@ class Scheduler:
         before = running.cached // self._plan.block_tokens
         running.cached += count
         after = running.cached // self._plan.block_tokens
-        if not self._plan.share_prefixes or before == after:
+        if before == after or not self._plan.share_prefixes:
             return
         keys = running.block_keys(after)
         for index in range(before, after):
