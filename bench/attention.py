@@ -23,6 +23,7 @@ import torch
 
 from bench.ceilings import CeilingMeter, make_storage
 from bench.measurement import Call, measure
+from moelens.memory.activations import ActivationPool
 from moelens.ops.interface import AttentionRows, KVLayer
 from moelens.ops.native import NativeOps
 
@@ -108,7 +109,7 @@ def main() -> None:
     if wrong:
         parser.error(f"there are decode and prefill, got {', '.join(wrong)} (for sampling: bench/kernels.py sample)")
     torch.set_num_threads(1)
-    ops, dtype = NativeOps(args.threads, args.isa), getattr(torch, args.dtype)
+    ops, dtype = NativeOps(args.threads, args.isa, ActivationPool().empty), getattr(torch, args.dtype)
     query_heads, kv_heads = map(int, args.heads.split(":"))
     shape = AttentionShape(query_heads, kv_heads, args.dim, args.block_tokens, args.cache_mb << 20, dtype)
     bench = AttentionBench(ops, shape)

@@ -30,6 +30,7 @@ from bench.attention import AttentionBench, AttentionShape
 from bench.ceilings import CeilingMeter, make_storage
 from bench.measurement import Call, Measurement, mean_seconds, measure, repeats_of
 from bench.peers.process import FOLDER, Worker, environment_of, has_module
+from moelens.memory.activations import ActivationPool
 from moelens.ops.interface import Activation, ExpertMatrices, Matrix, QKNorm, Rotation, Routing, SamplingRows
 from moelens.ops.native import NativeOps
 
@@ -255,7 +256,7 @@ def main() -> None:
     if wrong:
         parser.error(f"there are {', '.join(WHAT)}, got {', '.join(wrong)}")
     torch.set_num_threads(1)
-    setup = Setup(NativeOps(args.threads, args.isa), getattr(torch, args.dtype), int8=args.int8)
+    setup = Setup(NativeOps(args.threads, args.isa, ActivationPool().empty), getattr(torch, args.dtype), int8=args.int8)
     if args.int8 and set(args.what) - {"experts", "linear"}:
         parser.error("--int8 is of experts and linear: name these")
     if args.tokens:

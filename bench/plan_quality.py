@@ -34,6 +34,7 @@ from moelens import LLM, SamplingParams
 from moelens.bench.machine import cpu_name
 from moelens.cost.seconds import CostModel
 from moelens.cost.workload import Workload
+from moelens.memory.activations import ActivationPool
 from moelens.ops.native import NativeOps
 from moelens.plan import Plan
 from moelens.planning.advice import read_model
@@ -92,7 +93,7 @@ def sweep(model: str, layers: int, records: dict[str, Any], path: Path, end: flo
     """Measure what is not in `records` yet; False when the time is up."""
     overrides = {"num_hidden_layers": layers}
     architecture = read_model(model, overrides)
-    hardware = measured_hardware(architecture, NativeOps())
+    hardware = measured_hardware(architecture, NativeOps(empty=ActivationPool().empty))
     for job in JOBS:
         key = f"{Path(model).name}, {layers} layers, {job}"
         record = records.setdefault(key, {"runs": {}, "defaults": [], "finals": {}, "duel": []})

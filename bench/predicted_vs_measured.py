@@ -38,6 +38,7 @@ from moelens.bench.machine import cpu_name
 from moelens.cost.seconds import CostModel
 from moelens.cost.workload import StepShape, Workload
 from moelens.devices import CpuDevice, EmulatedDevice, parse_device
+from moelens.memory.activations import ActivationPool
 from moelens.models.architecture import Architecture
 from moelens.offload import host_threads, place_plan
 from moelens.ops.native import NativeOps
@@ -137,7 +138,7 @@ class Stand:
         self.architecture: Architecture = read_model(model)
         self._device_text = device_text
         self._device = parse_device(device_text)
-        self._ops = NativeOps(host_threads(self._device, None))
+        self._ops = NativeOps(host_threads(self._device, None), empty=ActivationPool().empty)
         self._streams = not isinstance(self._device, CpuDevice)
         self.bench = ProbeBench(self.architecture, self._ops, self._device if self._streams else None)
         for shape in self.bench.few_rows:  # warms the threads and the allocator up

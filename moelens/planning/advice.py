@@ -16,6 +16,7 @@ from moelens.cost.work import model_weight_bytes
 from moelens.cost.workload import Workload
 from moelens.devices import CpuDevice, Device, EmulatedDevice
 from moelens.errors import ConfigError
+from moelens.memory.activations import ActivationPool
 from moelens.memory.available import available_bytes
 from moelens.models.architecture import Architecture
 from moelens.models.config import ModelConfig, Quantization
@@ -156,7 +157,7 @@ def _hardware(
     from moelens.planning.measured import measured_hardware
 
     check_device(device)
-    ops = NativeOps(host_threads(device, wishes.threads))
+    ops = NativeOps(host_threads(device, wishes.threads), empty=ActivationPool().empty)
     return measured_hardware(architecture, ops, device, refresh=refresh), ops.threads
 
 

@@ -133,6 +133,23 @@ def test_attention_is_softmax_over_visible_keys(isa: str, dtype: torch.dtype, sh
 
 
 @pytest.mark.parametrize("isa", _cpu.available_isas())
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("shape", [Shape(), Shape(query_heads=12, kv_heads=2, dim=80)], ids=str)
+def test_what_is_attended_may_take_the_place_of_the_queries(isa: str, dtype: torch.dtype, shape: Shape) -> None:
+    context, parts = (
+        Context(shape, [33, 64, 290, 531], dtype, seed=1),
+        [(0, 32, 33), (1, 63, 64), (2, 0, 290), (3, 500, 531)],
+    )
+    ops = native_ops(isa, 2)
+    layer = context.cache(ops, dtype)
+    apart = attend(ops, context, layer, parts, None)
+    q, rows = context.rows(parts)
+    q = q.to(dtype, copy=True)
+    assert ops.attention(q, layer, rows, shape.dim**-0.5, None, out=q) is q
+    assert torch.equal(q, apart)
+
+
+@pytest.mark.parametrize("isa", _cpu.available_isas())
 @settings(max_examples=25, deadline=None)
 @given(data=st.data())
 def test_a_row_of_attention_is_the_same_bits_in_every_batch(isa: str, data: st.DataObject) -> None:

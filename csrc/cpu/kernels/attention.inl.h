@@ -17,6 +17,7 @@
 constexpr int kBlockRows = 96;  // at most
 constexpr int kWideRows = 48;   // of a block of one head
 constexpr int kBlockPanels = kBlockRows;
+constexpr int kFewestPieces = 3;  // tiles of values from which on it pays to keep sums in registers for all of them
 
 struct QueryBlock {
     int64_t request, first_head, end_head;
@@ -78,7 +79,11 @@ class AttentionPass {
                     after = layout_.keys(next->request, next->first_head, tiles_of(args_, *next).first);
                 }
                 score(block.request);
-                sum_values(block.request, after);
+                if (together || count_ < kFewestPieces) {
+                    sum_values(block.request, after);
+                } else {
+                    sum_panel(block.request, panels_[i]);
+                }
             }
         }
         for (int i = 0; i < block.panels(); ++i) finish_panel(block, i);
@@ -182,6 +187,29 @@ class AttentionPass {
             sum_tile(panel, visit.tile, values,
                      fetch_ahead(values, layout_.value_steps(), next, panel.count, by_hand_));
             values = next;
+        }
+    }
+
+    // The values of all that one panel visits of a group, which its out stays in registers for.
+    void sum_panel(int64_t request, QueryPanel& panel) {
+        const int64_t first = visits_[0].tile;
+        const TileRange seen{first, first + count_};
+        weigh(panel, seen);
+        const int64_t whole = larger(0, smaller(seen.end, panel.end_key() / kTileKeys) - first);
+        const float* a = panel.weights + first % kGroupTiles * (kWeightRow<F> / kGroupTiles);
+        const float* tiles[kGroupTiles];
+        for (int64_t i = 0; i < whole; ++i) tiles[i] = layout_.values(request, panel.head, first + i);
+        const int64_t chunk = layout_.chunk_steps * kPanelColumns;
+        for (int64_t i = 0; i < (whole > 0 ? layout_.chunks : 0); ++i) {
+            const Tile first_piece{a,      tiles[0],   layout_.chunk_steps, panel.count, panel.out + i * kPanelColumns,
+                                   width_, panel.begun};
+            multiply_tile<F, kWeightRow<F>>(TileOfPieces{first_piece, tiles, whole}, NoFetching());
+            for (int64_t tile = 0; tile < whole; ++tile) tiles[tile] += chunk;
+        }
+        panel.begun = panel.begun || whole > 0;
+        for (int64_t tile = first + whole; tile < seen.end; ++tile) {
+            const float* values = layout_.values(request, panel.head, tile);
+            sum_tile(panel, tile, values, values);
         }
     }
 

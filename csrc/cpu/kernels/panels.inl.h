@@ -141,8 +141,7 @@ MOELENS_INLINE void multiply_single_tile(const float* a, int rows, const float* 
 }
 
 // The lines of so many bytes, to the second-level cache and ready to be written. Must be inlined: GCC takes a function
-// that only prefetches for one that does nothing, and drops calls of it. So must lambdas that call it: MOELENS_INLINED.
-#define MOELENS_INLINED __attribute__((always_inline))
+// that only prefetches for one that does nothing, and drops calls of it. So must lambdas that call it.
 MOELENS_INLINE void fetch_to_write(const void* first, int64_t bytes) {
     for (int64_t i = 0; i < bytes; i += 64) __builtin_prefetch(static_cast<const char*>(first) + i, 1, 2);
 }

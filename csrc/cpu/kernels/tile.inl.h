@@ -126,8 +126,14 @@ MOELENS_INLINE Fetching<kCache> in_order(const float* panel) {
     return {panel, panel + 16, kPanelColumns, kPanelColumns};
 }
 
+struct NoFetching {
+    static constexpr int kFewestRows = kMaxRows + 1;
+    MOELENS_INLINE void fetch() {}
+};
+
 // The operands of one tile. `rows` ≤ 12 is also the number of rows of A's panel.
 struct Tile {
+    static constexpr bool kInPieces = false;
     const float* a;
     const float* b;
     int64_t steps;
@@ -135,6 +141,13 @@ struct Tile {
     float* sums;  // [rows][32], row r at sums + r * stride
     int64_t stride;
     bool continued;  // start from the sums that are there, not from zero
+};
+
+// Where B lies in several pieces of `steps` steps each, through which A goes on; b is the first.
+struct TileOfPieces : Tile {
+    static constexpr bool kInPieces = true;
+    const float* const* pieces;
+    int64_t count;
 };
 
 // How A lies in memory: as a panel (S = 0), or each row in one piece, S floats from one to the next.
@@ -145,8 +158,8 @@ struct OperandOrder {
     static int64_t next_step(const Tile& t) { return (S == 0 ? t.rows : 1) * F::kUnitsPerStep; }
 };
 
-template <class F, int R, int V, int S, class Ahead>
-MOELENS_INLINE void multiply_part(const Tile& t, int row, int column, Ahead ahead) {
+template <class F, int R, int V, int S, class T, class Ahead>
+MOELENS_INLINE void multiply_part(const T& t, int row, int column, Ahead ahead) {
     using Order = OperandOrder<F, S>;
     F32 sums[R][V];
     float* out = t.sums + row * t.stride + column;
@@ -158,11 +171,20 @@ MOELENS_INLINE void multiply_part(const Tile& t, int row, int column, Ahead ahea
     const float* a = t.a + row * Order::kNextRow;
     const float* b = t.b + column;
     const int64_t second = Order::second(t), next_step = Order::next_step(t);
-    for (int64_t s = 0; s < t.steps; ++s) {
-        if constexpr (R >= Ahead::kFewestRows) ahead.fetch();
-        F::template step<R, V>(sums, a, Order::kNextRow, second, b);
-        a += next_step;
-        b += kPanelColumns;
+    const auto add_piece = [&]() MOELENS_INLINED {
+        for (int64_t s = 0; s < t.steps; ++s) {
+            if constexpr (R >= Ahead::kFewestRows) ahead.fetch();
+            F::template step<R, V>(sums, a, Order::kNextRow, second, b);
+            a += next_step;
+            b += kPanelColumns;
+        }
+    };
+    add_piece();
+    if constexpr (T::kInPieces) {
+        for (int64_t piece = 1; piece < t.count; ++piece) {
+            b = t.pieces[piece] + column;
+            add_piece();
+        }
     }
 #pragma GCC unroll 16
     for (int r = 0; r < R; ++r) {
@@ -172,8 +194,8 @@ MOELENS_INLINE void multiply_part(const Tile& t, int row, int column, Ahead ahea
 }
 
 // R rows from `row` on, all columns.
-template <class F, int R, int S, class Ahead>
-__attribute__((noinline)) void multiply_rows(const Tile& t, int row, Ahead ahead) {
+template <class F, int R, int S, class T, class Ahead>
+__attribute__((noinline)) void multiply_rows(const T& t, int row, Ahead ahead) {
     // Few rows leave registers for more columns; more sums at a time hide the latency of the multiplications.
     constexpr int kAll = kPanelColumns / kLanes;
     constexpr int kWanted = kTileRows * kTileVectors / R;
@@ -184,8 +206,8 @@ __attribute__((noinline)) void multiply_rows(const Tile& t, int row, Ahead ahead
     }
 }
 
-template <class F, int S = 0, class Ahead>
-MOELENS_INLINE void multiply_tile(const Tile& t, Ahead ahead) {
+template <class F, int S = 0, class T = Tile, class Ahead>
+MOELENS_INLINE void multiply_tile(const T& t, Ahead ahead) {
     for (int row = 0; row < t.rows; row += kTileRows) {
         switch (t.rows - row < kTileRows ? t.rows - row : kTileRows) {
             case 1:

@@ -15,3 +15,4 @@
 #include "kernel_table.h"
 
 #define MOELENS_INLINE inline __attribute__((always_inline))
+#define MOELENS_INLINED __attribute__((always_inline))  // of a lambda
