@@ -17,6 +17,7 @@
 constexpr int kBlockRows = 96;  // at most
 constexpr int kWideRows = 48;   // of a block of one head
 constexpr int kBlockPanels = kBlockRows;
+constexpr int kFarStretches = 4;  // tiles of keys or values: 32 KiB with heads of 128 in bfloat16
 constexpr int kFewestPieces = 3;  // tiles of values from which on it pays to keep sums in registers for all of them
 
 struct QueryBlock {
@@ -78,9 +79,9 @@ class AttentionPass {
                 } else if (next) {
                     after = layout_.keys(next->request, next->first_head, tiles_of(args_, *next).first);
                 }
-                score(block.request);
+                score(block.request, after, together);
                 if (together || count_ < kFewestPieces) {
-                    sum_values(block.request, after);
+                    sum_values(block.request, after, together);
                 } else {
                     sum_panel(block.request, panels_[i]);
                 }
@@ -149,17 +150,34 @@ class AttentionPass {
         }
     }
 
-    void score(int64_t request) {
-        const float* keys = layout_.keys(request, panels_[visits_[0].panel].head, visits_[0].tile);
+    // What the visits of a group read, one stretch of memory after another: the keys of each, then the values of each,
+    // then `after` (or, if that is null, what was last).
+    const float* stretch(int64_t request, int i, const float* after) const {
+        const Visit visit = visits_[i < count_ ? i : smaller(i, 2 * count_ - 1) - count_];
+        const int64_t head = panels_[visit.panel].head;
+        if (i < count_) return layout_.keys(request, head, visit.tile);
+        if (i < 2 * count_ || after == nullptr) return layout_.values(request, head, visit.tile);
+        return after + (i - 2 * count_) * layout_.key_steps * kPanelColumns;
+    }
+
+    // Where few rows read memory and it is fetched by hand, a block of the cache may end with each stretch: what is
+    // read some stretches later comes to the second-level cache, or the processor begins each block with a pause.
+    bool fetches_far(bool together) const { return together && by_hand_; }
+
+    void score(int64_t request, const float* after, bool together) {
+        const float* keys = stretch(request, 0, after);
         for (int i = 0; i < count_; ++i) {
-            const Visit visit = visits_[i], other = visits_[i + 1 < count_ ? i + 1 : 0];
+            const Visit visit = visits_[i];
             QueryPanel& panel = panels_[visit.panel];
-            const int64_t head = panels_[other.panel].head;
-            const float* next =
-                i + 1 < count_ ? layout_.keys(request, head, other.tile) : layout_.values(request, head, other.tile);
+            const float* next = stretch(request, i + 1, after);
             float* scores = panel.scores + visit.tile % kGroupTiles * kTileKeys;
-            multiply_tile<F>({panel.q, keys, layout_.key_steps, panel.count, scores, kGroupKeys, false},
-                             in_order<1>(fetch_ahead(keys, layout_.key_steps, next, panel.count, by_hand_)));
+            const Tile tile{panel.q, keys, layout_.key_steps, panel.count, scores, kGroupKeys, false};
+            const auto near = in_order<1>(fetch_ahead(keys, layout_.key_steps, next, panel.count, by_hand_));
+            if (fetches_far(together)) {
+                multiply_tile<F>(tile, NearAndFar{near, stretch(request, i + kFarStretches, after)});
+            } else {
+                multiply_tile<F>(tile, near);
+            }
             if (!panel.sees_all(visit.tile * kTileKeys)) hide_scores(panel, visit.tile * kTileKeys, scores);
             keys = next;
         }
@@ -172,20 +190,18 @@ class AttentionPass {
         weigh_scores<F>(panel, first, end, args_.scale * kLog2OfE, width_);
     }
 
-    // `after`: what is read after the last visit, or null.
-    void sum_values(int64_t request, const float* after) {
-        const float* values = layout_.values(request, panels_[visits_[0].panel].head, visits_[0].tile);
+    void sum_values(int64_t request, const float* after, bool together) {
+        const float* values = stretch(request, count_, after);
         for (int i = 0; i < count_; ++i) {
             const Visit visit = visits_[i];
-            const float* next = after ? after : values;
-            if (i + 1 < count_) {
-                next = layout_.values(request, panels_[visits_[i + 1].panel].head, visits_[i + 1].tile);
-            }
+            const float* next = stretch(request, count_ + i + 1, after);
             QueryPanel& panel = panels_[visit.panel];
             const TileRange seen = panel.tiles().within_group(visit.tile / kGroupTiles);
             if (visit.tile == seen.first) weigh(panel, seen);  // just before its first use: memory rests less at a time
-            sum_tile(panel, visit.tile, values,
-                     fetch_ahead(values, layout_.value_steps(), next, panel.count, by_hand_));
+            const float* near = fetch_ahead(values, layout_.value_steps(), next, panel.count, by_hand_);
+            const bool far = fetches_far(together);
+            sum_tile(panel, visit.tile, values, near,
+                     far ? stretch(request, count_ + i + kFarStretches, after) : nullptr);
             values = next;
         }
     }
@@ -209,18 +225,24 @@ class AttentionPass {
         panel.begun = panel.begun || whole > 0;
         for (int64_t tile = first + whole; tile < seen.end; ++tile) {
             const float* values = layout_.values(request, panel.head, tile);
-            sum_tile(panel, tile, values, values);
+            sum_tile(panel, tile, values, values, nullptr);
         }
     }
 
-    void sum_tile(QueryPanel& panel, int64_t tile, const float* values, const float* next) {
+    // Fetches what is `near` and, unless that is null, what is `far`.
+    void sum_tile(QueryPanel& panel, int64_t tile, const float* values, const float* near, const float* far) {
         const float* a = panel.weights + tile % kGroupTiles * (kWeightRow<F> / kGroupTiles);
         const int64_t visible = smaller(kTileKeys, panel.end_key() - tile * kTileKeys);
         const int64_t steps = visible / F::kDepth, chunk = layout_.chunk_steps * kPanelColumns;
         for (int64_t i = 0; i < layout_.chunks; ++i) {
             float* out = panel.out + i * kPanelColumns;
-            multiply_tile<F, kWeightRow<F>>({a, values + i * chunk, steps, panel.count, out, width_, panel.begun},
-                                            in_order<1>(next + i * chunk));
+            const Tile part{a, values + i * chunk, steps, panel.count, out, width_, panel.begun};
+            const auto fetching = in_order<1>(near + i * chunk);
+            if (far) {
+                multiply_tile<F, kWeightRow<F>>(part, NearAndFar{fetching, far + i * chunk});
+            } else {
+                multiply_tile<F, kWeightRow<F>>(part, fetching);
+            }
         }
         panel.begun = true;
         if (visible % F::kDepth != 0) sum_last_key(panel, a + steps * F::kUnitsPerStep, values + steps * kPanelColumns);

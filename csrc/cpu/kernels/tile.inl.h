@@ -126,6 +126,18 @@ MOELENS_INLINE Fetching<kCache> in_order(const float* panel) {
     return {panel, panel + 16, kPanelColumns, kPanelColumns};
 }
 
+// A panel of B to the first-level cache, and another to the second.
+struct NearAndFar : Fetching<1> {
+    const float* far;
+
+    MOELENS_INLINE void fetch() {
+        Fetching<1>::fetch();
+        __builtin_prefetch(far, 0, 2);
+        __builtin_prefetch(far + 16, 0, 2);
+        far += kPanelColumns;
+    }
+};
+
 struct NoFetching {
     static constexpr int kFewestRows = kMaxRows + 1;
     MOELENS_INLINE void fetch() {}
