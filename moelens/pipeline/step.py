@@ -10,6 +10,8 @@ from moelens.pipeline.task import OF_WEIGHTS, Experts, LayerLoad, Stage, Task
 from moelens.pipeline.turns import Turns
 from moelens.plan import Plan
 
+MOST_PATTERNS = 256  # of steps whose tasks are kept: some ten are met, unless experts are divided in many ways
+
 
 def step_tasks(shapes: Sequence[StepShape], loads: Sequence[LayerLoad], plan: Plan) -> list[Task]:
     """The tasks of one pass of all layers over parts of the given shapes, `loads` one per layer.
@@ -38,6 +40,8 @@ class StepTasks:
         pattern = tuple(loads), *(_pattern(shape) for shape in shapes)
         tasks = self._known.get(pattern)
         if tasks is None:
+            if len(self._known) == MOST_PATTERNS:
+                self._known.clear()
             tasks = self._known[pattern] = step_tasks(shapes, loads, self._plan)
         return tasks
 

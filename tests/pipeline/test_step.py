@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from moelens.cost.footprint import LOGIT_ROWS
 from moelens.cost.workload import StepShape
-from moelens.pipeline.step import step_tasks
+from moelens.pipeline.step import MOST_PATTERNS, StepTasks, step_tasks
 from moelens.pipeline.task import Experts, LayerLoad, Resource, Stage, Task
 from moelens.plan import Plan
 
@@ -221,3 +221,19 @@ def test_chunks_of_the_coming_layer_lie_between_the_uploads() -> None:
         (Stage.UPLOAD, 1),
         *[(Stage.LOAD, 2)] * 2,
     ]
+
+
+@given(st.lists(st.tuples(parts_of, loads_of), min_size=2, max_size=6))
+def test_tasks_that_were_made_for_another_step_are_those_of_this_one(steps) -> None:
+    make, plan = StepTasks(make_plan()), make_plan()
+    for parts, loads in (*steps, *steps):
+        assert make(parts, loads) == step_tasks(parts, loads, plan)
+
+
+def test_steps_that_differ_in_numbers_only_share_their_tasks() -> None:
+    make, loads = StepTasks(make_plan()), [STREAMED] * 3
+    first = make([StepShape(2, 5, logit_rows=2)], loads)
+    assert make([StepShape(7, 90, logit_rows=7)], loads) is first
+    for rows in range(2, MOST_PATTERNS + 2):  # so many patterns more, that the first is forgotten
+        make([StepShape(rows, rows, logit_rows=rows * LOGIT_ROWS)], loads)
+    assert make([StepShape(2, 5, logit_rows=2)], loads) is not first

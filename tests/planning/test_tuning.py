@@ -10,8 +10,9 @@ from test_search import CONFIG, CPU_ONLY
 from moelens.cost.footprint import activation_bytes
 from moelens.cost.workload import Workload
 from moelens.plan import Plan
-from moelens.planning.predict import predict
-from moelens.planning.tuning import Room, Tuning, tune
+from moelens.planning.predict import predict, rough_seconds
+from moelens.planning.simulate import Prediction, simulate
+from moelens.planning.tuning import LONG_SECONDS, SIMULATED_ROWS, Room, Tuning, tune
 
 BASE = Plan(step_tokens=2048, max_requests=256, kv_blocks=40_000)
 BLOCK_BYTES = CONFIG.kv_bytes_per_token * BASE.block_tokens
@@ -59,6 +60,21 @@ def test_a_machine_that_is_guessed_at_needs_more_to_gain() -> None:
     sure, unsure = choose(), choose(measured=False)
     gain = predict(CPU_ONLY, BASE, MANY).seconds / predict(CPU_ONLY, sure.plan, MANY).seconds
     assert (unsure.plan is BASE) == (gain < 1.1)
+
+
+@pytest.mark.parametrize("measured", [True, False])
+def test_only_a_measured_machine_is_simulated(measured: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    simulated = []
+
+    def watch(*args: object, **kwargs: object) -> Prediction:
+        simulated.append(args)
+        return simulate(*args, **kwargs)  # type: ignore[arg-type]
+
+    monkeypatch.setattr("moelens.planning.predict.simulate", watch)
+    workload = Workload.even(300, 4000, 20)
+    assert rough_seconds(CPU_ONLY, BASE, workload) > LONG_SECONDS and SIMULATED_ROWS >= 300 * 21
+    choose(workload, measured=measured)
+    assert bool(simulated) == measured
 
 
 def test_a_device_keeps_the_rows_that_it_was_laid_out_for() -> None:
