@@ -55,6 +55,26 @@ class Kernels:
         k: Tensor,
         v: Tensor,
     ) -> None: ...
+    def project_qkv(
+        self,
+        x: Tensor,
+        norm_weight: Tensor,
+        norm_eps: float,
+        centred: bool,
+        weight: Tensor,
+        columns: int,
+        bias: Tensor | None,
+        positions: Tensor,
+        inverse_frequencies: Tensor,
+        magnitude: float,
+        q_norm: Tensor | None,
+        k_norm: Tensor | None,
+        eps: float,
+        limit: float | None,
+        q: Tensor,
+        k: Tensor,
+        v: Tensor,
+    ) -> None: ...
     def scale(self, x: Tensor, factor: float, out: Tensor) -> None: ...
     def sigmoid_scores(self, x: Tensor, weight: Tensor, rows: int, columns: int, out: Tensor) -> None: ...
     def route(self, logits: Tensor, scoring: str, norm: float | None, ids: Tensor, weights: Tensor) -> None: ...

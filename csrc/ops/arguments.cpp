@@ -40,6 +40,10 @@ Element element_of(const TensorView& tensor) {
     return tensor.dtype == DType::kBFloat16 ? Element::kBFloat16 : Element::kFloat32;
 }
 
+DType dtype_of(Element element) {
+    return element == Element::kBFloat16 ? DType::kBFloat16 : DType::kFloat32;
+}
+
 Activation activation_named(const Arguments& arguments, const std::string& name) {
     if (name == "silu") return Activation::kSilu;
     if (name == "gelu") return Activation::kGelu;
@@ -47,18 +51,30 @@ Activation activation_named(const Arguments& arguments, const std::string& name)
     arguments.reject("activation must be silu, gelu or gelu_tanh, found " + name);
 }
 
-NormArgs norm_args(Arguments& arguments, py::handle x, py::handle weight, double eps, py::handle out) {
+NormArgs norm_args(Arguments& arguments, py::handle x, const char* name, py::handle weight, double eps) {
     const TensorView rows = arguments.tensor("x", x, {"T", "W"}, kFloating);
-    const TensorView factors = tensor_beside(arguments, rows, "weight", weight, {"W"});
-    const TensorView result = arguments.tensor("out", out, {"T", "W"}, {factors.dtype});
+    const TensorView factors = tensor_beside(arguments, rows, name, weight, {"W"});
     return {element_of(rows), element_of(factors), arguments["T"], arguments["W"],
-            rows.data,        factors.data,        result.data,    static_cast<float>(eps)};
+            rows.data,        factors.data,        nullptr,        static_cast<float>(eps)};
+}
+
+NormArgs norm_args(Arguments& arguments, py::handle x, py::handle weight, double eps, py::handle out) {
+    NormArgs args = norm_args(arguments, x, "weight", weight, eps);
+    args.out = arguments.tensor("out", out, {"T", "W"}, {dtype_of(args.element)}).data;
+    return args;
 }
 
 SplitQkvArgs split_qkv_args(Arguments& arguments, py::handle joined, py::handle positions,
                             py::handle inverse_frequencies, double magnitude, py::handle q_norm, py::handle k_norm,
                             double eps, std::optional<double> limit, py::handle q, py::handle k, py::handle v) {
     const TensorView rows = arguments.tensor("joined", joined, {"T", "(Q+2K)·D"}, kFloating);
+    return split_qkv_args(arguments, rows, positions, inverse_frequencies, magnitude, q_norm, k_norm, eps, limit, q, k,
+                          v);
+}
+
+SplitQkvArgs split_qkv_args(Arguments& arguments, const TensorView& rows, py::handle positions,
+                            py::handle inverse_frequencies, double magnitude, py::handle q_norm, py::handle k_norm,
+                            double eps, std::optional<double> limit, py::handle q, py::handle k, py::handle v) {
     const TensorView query = tensor_beside(arguments, rows, "q", q, {"T", "Q", "D"});
     const TensorView key = arguments.tensor("k", k, {"T", "K", "D"}, {query.dtype});
     const TensorView value = arguments.like("v", v, key);

@@ -15,10 +15,18 @@ namespace moelens {
 constexpr std::initializer_list<DType> kFloating{DType::kFloat32, DType::kBFloat16};
 
 Element element_of(const TensorView& tensor);
+DType dtype_of(Element element);
 Activation activation_named(const Arguments& arguments, const std::string& name);
 
 NormArgs norm_args(Arguments& arguments, pybind11::handle x, pybind11::handle weight, double eps, pybind11::handle out);
+// The same without `out`; `name` is the weight's in messages.
+NormArgs norm_args(Arguments& arguments, pybind11::handle x, const char* name, pybind11::handle weight, double eps);
 SplitQkvArgs split_qkv_args(Arguments& arguments, pybind11::handle joined, pybind11::handle positions,
+                            pybind11::handle inverse_frequencies, double magnitude, pybind11::handle q_norm,
+                            pybind11::handle k_norm, double eps, std::optional<double> limit, pybind11::handle q,
+                            pybind11::handle k, pybind11::handle v);
+// The same of rows that were checked before: [T, (Q+2K)·D], both in `arguments`.
+SplitQkvArgs split_qkv_args(Arguments& arguments, const TensorView& rows, pybind11::handle positions,
                             pybind11::handle inverse_frequencies, double magnitude, pybind11::handle q_norm,
                             pybind11::handle k_norm, double eps, std::optional<double> limit, pybind11::handle q,
                             pybind11::handle k, pybind11::handle v);

@@ -14,13 +14,15 @@ import torch
 
 from moelens.models.architecture import Routed, Weights
 from moelens.models.config import GQA
-from moelens.ops.interface import Activation, Ops, QKNorm, Rotation, Routing
+from moelens.ops.interface import Activation, Ops, QKNorm, Rotation, Routing, RowNorm
 
 
 class Norm(Protocol):
-    """x [T, W], weight [W] -> [T, W]."""
+    """x [T, W], weight [W] -> [T, W]; `of` is the same for ops that begin with it."""
 
     def __call__(self, ops: Ops, x: torch.Tensor, weight: torch.Tensor) -> torch.Tensor: ...
+
+    def of(self, weight: torch.Tensor) -> RowNorm: ...
 
 
 @dataclass(frozen=True)
@@ -30,6 +32,9 @@ class RMSNorm:
     def __call__(self, ops: Ops, x: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
         return ops.rms_norm(x, weight, self.eps)
 
+    def of(self, weight: torch.Tensor) -> RowNorm:
+        return RowNorm(weight, self.eps)
+
 
 @dataclass(frozen=True)
 class LayerNorm:
@@ -37,6 +42,9 @@ class LayerNorm:
 
     def __call__(self, ops: Ops, x: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
         return ops.layer_norm(x, weight, self.eps)
+
+    def of(self, weight: torch.Tensor) -> RowNorm:
+        return RowNorm(weight, self.eps, centred=True)
 
 
 Choice = tuple[torch.Tensor, torch.Tensor]  # ids and scores [T, A] of a router
@@ -48,8 +56,7 @@ class ProjectQKV:
     """Before attention: norm, one product for q, k and v, what the family does to them, rotary embedding.
 
     `qk_norm_eps` is of a family that normalises q and k, by the weights q_norm and k_norm (None: it doesn't); `limit`
-    is what q, k and v are clipped to. The product is kept in float32 where q and k are normalised before they turn: it
-    saves a rounding. Elsewhere it is of the weights' dtype.
+    is what q, k and v are clipped to.
     """
 
     layers: tuple[GQA, ...]
@@ -60,17 +67,17 @@ class ProjectQKV:
 
     def __call__(self, ops: Ops, layer: int, weights: Weights, x: torch.Tensor, positions: torch.Tensor) -> QKV:
         attention, plain = self.layers[layer], weights.plain
-        normed = self.norm(ops, x, plain["attention_norm"])
-        joined = ops.linear(
-            normed,
+        return ops.project_qkv(
+            x,
+            self.norm.of(plain["attention_norm"]),
             weights.matrix["qkv"],
+            (attention.query_heads, attention.kv_heads),
+            positions,
+            self.rotations[layer],
             bias=plain.get("qkv_bias"),
-            dtype=normed.dtype if self.qk_norm_eps is None else torch.float32,
+            qk_norm=None if self.qk_norm_eps is None else QKNorm(plain["q_norm"], plain["k_norm"], self.qk_norm_eps),
+            limit=self.limit,
         )
-        norm = None if self.qk_norm_eps is None else QKNorm(plain["q_norm"], plain["k_norm"], self.qk_norm_eps)
-        heads = (attention.query_heads, attention.kv_heads)
-        rotation = self.rotations[layer]
-        return ops.split_qkv(joined, heads, positions, rotation, norm=norm, limit=self.limit, dtype=normed.dtype)
 
 
 def project_qkv(

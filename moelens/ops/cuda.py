@@ -24,7 +24,9 @@ from moelens.ops.interface import (
     QKNorm,
     Rotation,
     Routing,
+    RowNorm,
     SamplingRows,
+    project_qkv_in_turn,
 )
 from moelens.ops.native import NativeOps
 from moelens.ops.prefill import attend_rows, attend_rows_at_once, has_varlen_attention
@@ -153,6 +155,23 @@ class CudaOps:
             joined, positions, frequencies, rotation.magnitude, q_norm, k_norm, eps, limit, q, k, v, self._stream()
         )
         return q, k, v
+
+    def project_qkv(
+        self,
+        x: torch.Tensor,
+        norm: RowNorm,
+        weight: Matrix,
+        heads: tuple[int, int],
+        positions: torch.Tensor,
+        rotation: Rotation,
+        *,
+        bias: torch.Tensor | None = None,
+        qk_norm: QKNorm | None = None,
+        limit: float | None = None,
+    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        return project_qkv_in_turn(
+            self, x, norm, weight, heads, positions, rotation, bias=bias, qk_norm=qk_norm, limit=limit
+        )
 
     def scale(self, x: torch.Tensor, factor: float) -> torch.Tensor:
         return (x.float() * factor).to(x.dtype)

@@ -63,6 +63,15 @@ class QKNorm:
 
 
 @dataclass(frozen=True)
+class RowNorm:
+    """A norm over rows with its weight [H]: RMSNorm, or LayerNorm where it is `centred`."""
+
+    weight: torch.Tensor
+    eps: float
+    centred: bool = False
+
+
+@dataclass(frozen=True)
 class Matrix:
     """A weight [rows, columns] of y = x Wᵀ, in the storage order of the ops that packed it."""
 
@@ -195,6 +204,25 @@ class Ops(Protocol):
         [-limit, limit]; the first R elements of each head of q and k turned (rotate-half: pairs i, i + R/2).
         """
 
+    def project_qkv(
+        self,
+        x: torch.Tensor,
+        norm: RowNorm,
+        weight: Matrix,
+        heads: tuple[int, int],
+        positions: torch.Tensor,
+        rotation: Rotation,
+        *,
+        bias: torch.Tensor | None = None,
+        qk_norm: QKNorm | None = None,
+        limit: float | None = None,
+    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        """x [T, H], weight [(Q+2K)·D, H] -> q [T, Q, D], k, v [T, K, D]: `norm`, `linear` and `split_qkv` in turn.
+
+        Between the latter two, rows are float32 where q and k are normalised, which saves a rounding, and elsewhere of
+        norm's dtype, as q, k and v are.
+        """
+
     def scale(self, x: torch.Tensor, factor: float) -> torch.Tensor:
         """x * factor, rounded to x's dtype."""
 
@@ -260,3 +288,22 @@ class Ops(Protocol):
         exceeds uniform × the kept total.
         A row with a NaN, or with nothing finite to draw from, gives -1; no other row notices.
         """
+
+
+def project_qkv_in_turn(
+    ops: Ops,
+    x: torch.Tensor,
+    norm: RowNorm,
+    weight: Matrix,
+    heads: tuple[int, int],
+    positions: torch.Tensor,
+    rotation: Rotation,
+    *,
+    bias: torch.Tensor | None = None,
+    qk_norm: QKNorm | None = None,
+    limit: float | None = None,
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """`Ops.project_qkv` by the ops that it consists of."""
+    normed = (ops.layer_norm if norm.centred else ops.rms_norm)(x, norm.weight, norm.eps)
+    joined = ops.linear(normed, weight, bias=bias, dtype=normed.dtype if qk_norm is None else torch.float32)
+    return ops.split_qkv(joined, heads, positions, rotation, norm=qk_norm, limit=limit, dtype=normed.dtype)

@@ -19,6 +19,7 @@ from moelens.ops.interface import (
     QKNorm,
     Rotation,
     Routing,
+    RowNorm,
     SamplingRows,
 )
 
@@ -163,14 +164,56 @@ class NativeOps:
         limit: float | None = None,
         dtype: torch.dtype,
     ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-        rows, (query_heads, kv_heads) = joined.shape[0], heads
-        head_dim = joined.shape[1] // (query_heads + 2 * kv_heads)
-        q = self._empty((rows, query_heads, head_dim), dtype)
-        k, v = (self._empty((rows, kv_heads, head_dim), dtype) for _ in range(2))
+        head_dim = joined.shape[1] // (heads[0] + 2 * heads[1])
+        q, k, v = self._empty_qkv(joined.shape[0], heads, head_dim, dtype)
         q_norm, k_norm, eps = (norm.q, norm.k, norm.eps) if norm else (None, None, 0.0)
         self._kernels.split_qkv(
             joined, positions, rotation.inverse_frequencies, rotation.magnitude, q_norm, k_norm, eps, limit, q, k, v
         )
+        return q, k, v
+
+    def project_qkv(
+        self,
+        x: torch.Tensor,
+        norm: RowNorm,
+        weight: Matrix,
+        heads: tuple[int, int],
+        positions: torch.Tensor,
+        rotation: Rotation,
+        *,
+        bias: torch.Tensor | None = None,
+        qk_norm: QKNorm | None = None,
+        limit: float | None = None,
+    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        head_dim = weight.rows // (heads[0] + 2 * heads[1])
+        q, k, v = self._empty_qkv(x.shape[0], heads, head_dim, norm.weight.dtype)
+        q_norm, k_norm, eps = (qk_norm.q, qk_norm.k, qk_norm.eps) if qk_norm else (None, None, 0.0)
+        self._kernels.project_qkv(
+            x,
+            norm.weight,
+            norm.eps,
+            norm.centred,
+            weight.data,
+            weight.rows,
+            bias,
+            positions,
+            rotation.inverse_frequencies,
+            rotation.magnitude,
+            q_norm,
+            k_norm,
+            eps,
+            limit,
+            q,
+            k,
+            v,
+        )
+        return q, k, v
+
+    def _empty_qkv(
+        self, rows: int, heads: tuple[int, int], head_dim: int, dtype: torch.dtype
+    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        q = self._empty((rows, heads[0], head_dim), dtype)
+        k, v = (self._empty((rows, heads[1], head_dim), dtype) for _ in range(2))
         return q, k, v
 
     def scale(self, x: torch.Tensor, factor: float) -> torch.Tensor:

@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from moelens import _cpu
-from moelens.ops.interface import Matrix, QKNorm, Rotation, Routing, Scoring
+from moelens.ops.interface import Matrix, QKNorm, Rotation, Routing, RowNorm, Scoring, project_qkv_in_turn
 from moelens.ops.native import NativeOps
 from moelens.ops.reference import ReferenceOps
 
@@ -110,6 +110,45 @@ def test_split_qkv(
         assert relative_error(found, expected) < TOLERANCE[dtype]
         atol = atol if dtype == torch.float32 else 2e-2
         torch.testing.assert_close(found.double(), expected, atol=atol, rtol=1e-2)
+
+
+@isas
+@dtypes
+@pytest.mark.parametrize("normalised", [False, True])
+@pytest.mark.parametrize("centred", [False, True])
+@pytest.mark.parametrize("rows", [0, 1, 513, 1100])
+def test_project_qkv_is_what_its_ops_give_in_turn(
+    isa: str, dtype: torch.dtype, normalised: bool, centred: bool, rows: int
+) -> None:
+    hidden, heads, dim = 40, (4, 2), 8
+    ops, columns = native_ops(isa, 2), (heads[0] + 2 * heads[1]) * dim
+    weight = Matrix(torch.zeros(ops.matrix_shape(columns, hidden, dtype), dtype=dtype), columns, hidden)
+    ops.pack_matrix(torch.randn(columns, hidden).to(dtype), weight.data)
+    norm = RowNorm(torch.randn(hidden).to(dtype), 1e-5, centred)
+    qk_norm = QKNorm(torch.randn(dim).to(dtype), torch.randn(dim).to(dtype), 1e-5) if normalised else None
+    rotation = Rotation(torch.tensor([1.0, 0.1, 0.01]), 1.0)
+    positions = torch.randint(0, 999, (rows,), dtype=torch.int32)
+    x, bias = torch.randn(rows, hidden), torch.randn(columns).to(dtype)
+    given = (x, norm, weight, heads, positions, rotation)
+    for optional in ({}, {"bias": bias, "limit": 1.5}):
+        out = ops.project_qkv(*given, qk_norm=qk_norm, **optional)
+        expected = project_qkv_in_turn(ops, *given, qk_norm=qk_norm, **optional)
+        for one, other in zip(out, expected, strict=True):
+            assert one.dtype == dtype and torch.equal(one, other)
+
+
+def test_project_qkv_refuses_what_does_not_fit() -> None:
+    ops, still = NativeOps(1), Rotation(torch.zeros(1), 1.0)
+    weight = Matrix(torch.zeros(ops.matrix_shape(16, 8, torch.float32)), 16, 8)
+    x, norm, zero = torch.zeros(1, 8), RowNorm(torch.ones(8), 1e-5), torch.zeros(1, dtype=torch.int32)
+    with pytest.raises(ValueError, match=r"project_qkv: norm_weight must be \[W\] = \[8\], found \[7\]"):
+        ops.project_qkv(x, RowNorm(torch.ones(7), 1e-5), weight, (2, 1), zero, still)
+    with pytest.raises(ValueError, match="project_qkv: weight must be"):
+        ops.project_qkv(torch.zeros(1, 9), RowNorm(torch.ones(9), 1e-5), weight, (2, 1), zero, still)
+    with pytest.raises(ValueError, match=r"project_qkv: positions must be \[T\] = \[1\], found \[2\]"):
+        ops.project_qkv(x, norm, weight, (2, 1), torch.zeros(2, dtype=torch.int32), still)
+    with pytest.raises(ValueError, match="project_qkv: joined must have"):
+        ops.project_qkv(x, norm, weight, (2, 2), zero, still)
 
 
 @isas

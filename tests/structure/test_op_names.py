@@ -19,16 +19,20 @@ OPS = {name: value for name, value in vars(Ops).items() if inspect.isfunction(va
 # matrix like any other.
 WITHOUT_A_KERNEL = {"matrix_shape", "gate_up_shape", "down_shape", "kv_shapes", "pack_down"}
 # Ops whose binding puts other kernels together.
-COMPOSED = {"sigmoid_scores": ("linear", "sigmoid")}
+COMPOSED = {
+    "sigmoid_scores": ("linear", "sigmoid"),
+    "project_qkv": ("rms_norm", "layer_norm", "linear", "split_qkv"),
+}
 # What the modules offer beside the ops.
 BESIDE_OPS = {"available_isas", "best_isa", "read_memory", "multiply_registers"}
 # What the device's ops offer beside them.
 BESIDE_OPS_OF_A_DEVICE = {"read_kv", "experts_workspace_bytes"}
-# Ops of a device that torch computes, or the host.
+# Ops of a device that torch computes, or the host, or other ops in turn.
 WITHOUT_A_DEVICE_KERNEL = WITHOUT_A_KERNEL | {
     "pack_matrix",
     "pack_gate_up",
     "embed",
+    "project_qkv",
     "scale",
     "attention",
     "mask_logits",

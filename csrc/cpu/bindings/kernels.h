@@ -23,10 +23,19 @@ class Kernels {
     // Runs kernel(context, args) without the GIL; one call at a time.
     template <class Args>
     void call(void (*kernel)(const Context&, const Args&), const Args& args) {
+        run([&](const Context& context) { kernel(context, args); });
+    }
+
+    // The same for several kernels, one after the other.
+    template <class Run>
+    void run(const Run& kernels) {
         pybind11::gil_scoped_release release;
         const auto lock = team_.lock();
-        kernel(Context{team_, scratch_}, args);
+        kernels(Context{team_, scratch_});
     }
+
+    // Memory for what passes from one of them to the next: use it in `run` only.
+    Buffer& between(int index) { return between_[index]; }
 
   private:
     static int checked(int threads) {
@@ -37,6 +46,7 @@ class Kernels {
     const KernelTable& table_;
     Team team_;
     Scratch scratch_;
+    Buffer between_[2];
 };
 
 using KernelsClass = pybind11::class_<Kernels>;
@@ -50,12 +60,18 @@ TensorView check_panels(Arguments& arguments, const char* name, pybind11::handle
                         DType activations);
 TensorView check_expert_panels(Arguments& arguments, const char* name, pybind11::handle storage, int64_t panels,
                                int64_t columns, DType activations);
+// The kernel for the weights' dtype.
+template <class Kernel>
+Kernel kernel_for(const TensorView& weights, Kernel plain, Kernel int8) {
+    return weights.dtype == DType::kInt8 ? int8 : plain;
+}
 // Bytes of one panel.
 int64_t panel_bytes(DType storage, int64_t columns);
 
 // One function per family of ops adds its methods.
 void bind_rows(KernelsClass& kernels);
 void bind_products(KernelsClass& kernels);
+void bind_layer(KernelsClass& kernels);
 void bind_packing(KernelsClass& kernels);
 void bind_attention(KernelsClass& kernels);
 void bind_sample(KernelsClass& kernels);

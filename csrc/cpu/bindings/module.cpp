@@ -26,6 +26,7 @@ PYBIND11_MODULE(_cpu, module) {
         .def_property_readonly("threads", &Kernels::threads);
     bind_rows(kernels);
     bind_products(kernels);
+    bind_layer(kernels);
     bind_packing(kernels);
     bind_attention(kernels);
     bind_sample(kernels);

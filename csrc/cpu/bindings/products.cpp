@@ -7,12 +7,6 @@ namespace moelens {
 
 namespace {
 
-// The kernel for the weights' dtype.
-template <class Kernel>
-Kernel kernel_for(const TensorView& weights, Kernel plain, Kernel int8) {
-    return weights.dtype == DType::kInt8 ? int8 : plain;
-}
-
 void linear(Kernels& self, py::handle x, py::handle weight, int64_t rows, int64_t columns, py::handle bias,
             py::handle residual, double scale, py::handle out) {
     Arguments arguments("linear");

@@ -1,0 +1,80 @@
+// Bindings of several ops of a layer in one call: Python is not in between, and what passes from one to the next stays
+// in the caches.
+#include <pybind11/stl.h>
+
+#include <algorithm>
+#include <optional>
+
+#include "bindings/kernels.h"
+
+namespace py = pybind11;
+
+namespace moelens {
+
+namespace {
+
+constexpr int64_t kRowsAtOnce = 512;
+
+int64_t element_bytes(Element element) {
+    return element == Element::kBFloat16 ? 2 : 4;
+}
+const void* from_element(const void* data, Element element, int64_t index) {
+    return static_cast<const char*>(data) + index * element_bytes(element);
+}
+void* from_element(void* data, Element element, int64_t index) {
+    return static_cast<char*>(data) + index * element_bytes(element);
+}
+
+void project_qkv(Kernels& self, py::handle x, py::handle norm_weight, double norm_eps, bool centred, py::handle weight,
+                 int64_t columns, py::handle bias, py::handle positions, py::handle inverse_frequencies,
+                 double magnitude, py::handle q_norm, py::handle k_norm, double eps, std::optional<double> limit,
+                 py::handle q, py::handle k, py::handle v) {
+    Arguments arguments("project_qkv");
+    const NormArgs norm = norm_args(arguments, x, "norm_weight", norm_weight, norm_eps);
+    const DType dtype = dtype_of(norm.element);
+    arguments.set("(Q+2K)·D", columns);
+    const TensorView panels =
+        check_panels(arguments, "weight", weight, divide_up(columns, kPanelColumns), norm.width, dtype);
+    const TensorView added = arguments.optional("bias", bias, {"(Q+2K)·D"}, {dtype});
+    TensorView joined;
+    joined.dtype = q_norm.is_none() ? dtype : DType::kFloat32;
+    const SplitQkvArgs split = split_qkv_args(arguments, joined, positions, inverse_frequencies, magnitude, q_norm,
+                                              k_norm, eps, limit, q, k, v);
+    if (split.element != norm.element) arguments.reject("q must be of norm_weight's dtype");
+    const auto normalise = centred ? self.table().layer_norm : self.table().rms_norm;
+    const auto multiply = kernel_for(panels, self.table().linear, self.table().linear_int8);
+    self.run([&](const Context& context) {
+        const int64_t most = std::min(norm.rows, kRowsAtOnce);
+        void* normed = self.between(0).reserve(most * norm.width * element_bytes(norm.element));
+        void* product = self.between(1).reserve(most * columns * element_bytes(split.joined_element));
+        for (int64_t first = 0; first < norm.rows; first += kRowsAtOnce) {
+            const int64_t rows = std::min(kRowsAtOnce, norm.rows - first);
+            NormArgs of_norm = norm;
+            of_norm.rows = rows;
+            of_norm.x = from_element(norm.x, norm.x_element, first * norm.width);
+            of_norm.out = normed;
+            normalise(context, of_norm);
+            multiply(context, LinearArgs{norm.element, split.joined_element, rows, norm.width, columns, normed,
+                                         panels.data, added.data, nullptr, product, 1.0f});
+            SplitQkvArgs of_split = split;
+            of_split.rows = rows;
+            of_split.joined = product;
+            of_split.positions = split.positions + first;
+            of_split.q = from_element(split.q, split.element, first * split.query_heads * split.head_dim);
+            of_split.k = from_element(split.k, split.element, first * split.kv_heads * split.head_dim);
+            of_split.v = from_element(split.v, split.element, first * split.kv_heads * split.head_dim);
+            self.table().split_qkv(context, of_split);
+        }
+    });
+}
+
+}  // namespace
+
+void bind_layer(KernelsClass& kernels) {
+    kernels.def("project_qkv", project_qkv, py::arg("x"), py::arg("norm_weight"), py::arg("norm_eps"),
+                py::arg("centred"), py::arg("weight"), py::arg("columns"), py::arg("bias"), py::arg("positions"),
+                py::arg("inverse_frequencies"), py::arg("magnitude"), py::arg("q_norm"), py::arg("k_norm"),
+                py::arg("eps"), py::arg("limit"), py::arg("q"), py::arg("k"), py::arg("v"));
+}
+
+}  // namespace moelens
