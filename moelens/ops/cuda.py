@@ -24,7 +24,6 @@ from moelens.ops.interface import (
     QKNorm,
     Rotation,
     Routing,
-    RowNorm,
     SamplingRows,
     project_qkv_in_turn,
 )
@@ -156,22 +155,7 @@ class CudaOps:
         )
         return q, k, v
 
-    def project_qkv(
-        self,
-        x: torch.Tensor,
-        norm: RowNorm,
-        weight: Matrix,
-        heads: tuple[int, int],
-        positions: torch.Tensor,
-        rotation: Rotation,
-        *,
-        bias: torch.Tensor | None = None,
-        qk_norm: QKNorm | None = None,
-        limit: float | None = None,
-    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-        return project_qkv_in_turn(
-            self, x, norm, weight, heads, positions, rotation, bias=bias, qk_norm=qk_norm, limit=limit
-        )
+    project_qkv = project_qkv_in_turn
 
     def scale(self, x: torch.Tensor, factor: float) -> torch.Tensor:
         return (x.float() * factor).to(x.dtype)

@@ -291,7 +291,7 @@ class Ops(Protocol):
 
 
 def project_qkv_in_turn(
-    ops: Ops,
+    self: Ops,
     x: torch.Tensor,
     norm: RowNorm,
     weight: Matrix,
@@ -303,7 +303,7 @@ def project_qkv_in_turn(
     qk_norm: QKNorm | None = None,
     limit: float | None = None,
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """`Ops.project_qkv` by the ops that it consists of."""
-    normed = (ops.layer_norm if norm.centred else ops.rms_norm)(x, norm.weight, norm.eps)
-    joined = ops.linear(normed, weight, bias=bias, dtype=normed.dtype if qk_norm is None else torch.float32)
-    return ops.split_qkv(joined, heads, positions, rotation, norm=qk_norm, limit=limit, dtype=normed.dtype)
+    """`Ops.project_qkv` by the ops that it consists of: the method of implementations that have no kernel for it."""
+    normed = (self.layer_norm if norm.centred else self.rms_norm)(x, norm.weight, norm.eps)
+    joined = self.linear(normed, weight, bias=bias, dtype=normed.dtype if qk_norm is None else torch.float32)
+    return self.split_qkv(joined, heads, positions, rotation, norm=qk_norm, limit=limit, dtype=normed.dtype)

@@ -14,7 +14,6 @@ from moelens.ops.interface import (
     QKNorm,
     Rotation,
     Routing,
-    RowNorm,
     SamplingRows,
     Scoring,
     project_qkv_in_turn,
@@ -109,22 +108,7 @@ class ReferenceOps:
         q, k, v = (y.reshape(rows, -1, head_dim) for y in (q, k, v))
         return _rotate(q, positions, rotation).to(dtype), _rotate(k, positions, rotation).to(dtype), v.to(dtype)
 
-    def project_qkv(
-        self,
-        x: torch.Tensor,
-        norm: RowNorm,
-        weight: Matrix,
-        heads: tuple[int, int],
-        positions: torch.Tensor,
-        rotation: Rotation,
-        *,
-        bias: torch.Tensor | None = None,
-        qk_norm: QKNorm | None = None,
-        limit: float | None = None,
-    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-        return project_qkv_in_turn(
-            self, x, norm, weight, heads, positions, rotation, bias=bias, qk_norm=qk_norm, limit=limit
-        )
+    project_qkv = project_qkv_in_turn
 
     def scale(self, x: torch.Tensor, factor: float) -> torch.Tensor:
         return (_widen(x) * factor).to(x.dtype)
