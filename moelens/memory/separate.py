@@ -69,11 +69,11 @@ class SeparateMemory:
         self._places: dict[Place, tuple[int, int]] = {}  # begin and room
         self._host_places: dict[Place, torch.Tensor] = {}
 
-    # --- weights ------------------------------------------------------------------------------------------------------
     @property
     def is_host(self) -> bool:
         return False
 
+    # --- weights ------------------------------------------------------------------------------------------------------
     def begin_step(self, shape: StepShape) -> tuple[LayerLoad, ...]:
         """How each layer's weights come; raises nothing, as plans bound the rows of a step."""
         self._places.clear()
