@@ -71,39 +71,55 @@ MOELENS_INLINE void put_words(const T* values, int64_t words, int count, float* 
     }
 }
 
-// sums [rows][16 of gate, 16 of up] -> act(gate) * up, rounded once, as columns 16 * panel … of the inner activations.
+// sums [16 of gate, 16 of up] of a tile's row -> act(gate) * up, rounded once, as 16 columns of the panel of inner
+// activations that the tile's rows become.
 template <class T>
-void finish_gate_up(const ExpertsCall<T>& call, const Segment& segment, const Panels& a, const float* sums,
-                    int64_t panel) {
-    constexpr int kHalf = kPanelColumns / 2;
-    const int64_t per_row = kHalf / RowUnits<Format<T>>::type::kElements;
-    const int64_t first_word = panel * per_row, words = smaller(per_row, call.down_floats - first_word);
-    for (int64_t tile = a.first_tile; tile < a.last_tile; ++tile) {
-        const int64_t begin = a.begin(tile);
-        const int count = static_cast<int>(a.begin(tile + 1) - begin);
-        float* out = call.inner + (segment.begin + begin) * call.down_floats + first_word * count;
-        for (int r = 0; r < count; ++r, sums += kPanelColumns) {
-            T values[kHalf];
-            for (int c = 0; c < kHalf; c += kLanes) {
-                store(values + c, activate(call.args.activation, load(sums + c)) * load(sums + kHalf + c));
-            }
-            put_words(values, words, count, out + r);
+struct FinishGateUp {
+    static constexpr bool kPrepares = true;
+    static constexpr int kHalf = kPanelColumns / 2;
+    static constexpr int64_t kWords = kHalf / RowUnits<Format<T>>::type::kElements;  // of a row and panel
+    Activation activation;
+    int count;
+    int64_t words;
+    float* out;
+
+    // Of `count` rows of sorted slots from `slot` on.
+    FinishGateUp() = default;
+    MOELENS_INLINE FinishGateUp(const ExpertsCall<T>& call, int64_t slot, int64_t count, int64_t panel)
+        : activation(call.args.activation),
+          count(static_cast<int>(count)),
+          words(smaller(kWords, call.down_floats - panel * kWords)),
+          out(call.inner + slot * call.down_floats + panel * kWords * count) {}
+
+    MOELENS_INLINE void fetch() const { fetch_to_write(out, kWords * count * 4 + 60); }  // it may begin within a line
+    MOELENS_INLINE void prepare(const float* sums, float* divisors) const {
+        for (int c = 0; c < kHalf; c += kLanes) {
+            store(divisors + c, activation_divisor(activation, load(sums + c)));
         }
     }
-}
+    MOELENS_INLINE void operator()(int row, const float* sums, const float* divisors) const {
+        T values[kHalf];
+        for (int c = 0; c < kHalf; c += kLanes) {
+            store(values + c, activate(activation, load(sums + c), load(divisors + c)) * load(sums + kHalf + c));
+        }
+        if (words == kWords) {
+            put_words(values, kWords, count, out + row);
+        } else {
+            put_words(values, words, count, out + row);
+        }
+    }
+};
 
 template <class T>
 void run_gate_up(const Context& context, const ExpertsCall<T>& call) {
     const int64_t panel_floats = call.steps * kPanelColumns;
-    const int64_t block_rows = call.tiling.tiles_per_block * kMaxRows;
+    using Unfinished = FinishedBeside<FinishGateUp<T>>;
     const int threads = context.team.threads();
-    constexpr int64_t words =
-        kPanelColumns / 2 / RowUnits<Format<T>>::type::kElements;  // of a panel's inner activations
     run_tasks(context, call.plan.task_count, [&](int64_t index, int thread) {
         const GateUpTask& task = call.plan.tasks[index];
         const Segment& segment = call.plan.segments[task.segment];
         float* sums = static_cast<float*>(context.scratch.local[thread].data());
-        float* rows = sums + block_rows * kPanelColumns;
+        float* rows = sums + Unfinished::floats(call.tiling.tiles_per_block);
         Panels a{rows, segment.rows, segment.tiles, task.first_tile, task.last_tile};
         if (call.packed[thread] != task.block) {
             pack_block(call, segment, a, rows);
@@ -115,27 +131,33 @@ void run_gate_up(const Context& context, const ExpertsCall<T>& call) {
             return static_cast<const float*>(call.args.gate_up) + (expert * call.tiling.panels + panel) * panel_floats;
         };
         const GateUpTask& following = call.plan.following(index, threads);
+        Unfinished unfinished(sums);
         for (int64_t panel = task.first_panel; panel < task.last_panel; ++panel) {
             const float* next =
                 panel + 1 < task.last_panel ? weights(task, panel + 1) : weights(following, following.first_panel);
-            const auto fetch = [&](int64_t row, int64_t rows) MOELENS_INLINED {
-                const float* inner = call.inner + (segment.begin + row) * call.down_floats;
-                fetch_to_write(inner + panel * words * rows, words * rows * 4 + 60);  // it may begin within a line
+            const auto begin = [&](int64_t row, int64_t rows) MOELENS_INLINED {
+                const FinishGateUp<T> finish(call, segment.begin + row, rows, panel);
+                finish.fetch();
+                return finish;
             };
-            multiply_panel<Format<T>>(a, weights(task, panel), call.steps, sums, next, fetch);
-            finish_gate_up(call, segment, a, sums, panel);
+            multiply_panel<Format<T>>(a, weights(task, panel), call.steps, next, unfinished, begin);
         }
     });
 }
 
-// totals [tokens of the group][32] += score * sums [count][32], which are of the sorted slots from `slot` on.
-MOELENS_INLINE void add_results(const ExpertPlan& plan, int64_t slot, int64_t count, const float* sums, float* totals) {
-    for (int64_t r = 0; r < count; ++r, sums += kPanelColumns) {
-        float* total = totals + plan.token_at[slot + r] * kPanelColumns;
-        const F32 score = splat(plan.score_at[slot + r]);
+// totals [token][32] += score * sums, for a row of sorted slots from `slot` on.
+struct FinishDown {
+    static constexpr bool kPrepares = false;
+    const ExpertPlan* plan;
+    int64_t slot;
+    float* totals;  // of token 0 of the chunk
+
+    MOELENS_INLINE void operator()(int row, const float* sums) const {
+        float* total = totals + plan->token_at[slot + row] * kPanelColumns;
+        const F32 score = splat(plan->score_at[slot + row]);
         for (int c = 0; c < kPanelColumns; c += kLanes) store(total + c, fma(score, load(sums + c), load(total + c)));
     }
-}
+};
 
 // out [tokens of the group, columns of one panel] = residual + scale * totals [tokens][32].
 template <class Out>
@@ -170,7 +192,7 @@ void run_down(const Context& context, const ExpertsCall<T>& call) {
         const int64_t first_token = plan.first_token(group), tokens = plan.first_token(group + 1) - first_token;
         const Segment* segments = plan.segments + group * experts;
         float* totals = static_cast<float*>(context.scratch.local[thread].data());
-        float* sums = totals + tokens * kPanelColumns;
+        FinishedBeside<FinishDown> unfinished(totals + tokens * kPanelColumns);
         memset(totals, 0, static_cast<size_t>(tokens * kPanelColumns) * sizeof(float));
         for (int64_t e = 0; e < experts; ++e) {
             const Segment& segment = segments[e];
@@ -182,9 +204,11 @@ void run_down(const Context& context, const ExpertsCall<T>& call) {
             const float* next = weights + (following * panels + panel) * panel_floats;
             const Panels a{call.inner + segment.begin * call.down_floats, segment.rows, segment.tiles, 0,
                            segment.tiles};
-            multiply_panel<Format<T>>(a, b, call.down_steps, sums, next);
-            add_results(plan, segment.begin, segment.rows, sums, totals - first_token * kPanelColumns);
+            multiply_panel<Format<T>>(a, b, call.down_steps, next, unfinished, [&](int64_t row, int64_t) {
+                return FinishDown{&plan, segment.begin + row, totals - first_token * kPanelColumns};
+            });
         }
+        unfinished.finish_all();
         const int64_t column = panel * kPanelColumns;
         if (call.args.out_element == call.args.element) {
             write_totals<T>(call.args, call.first_token + first_token, tokens, totals, column);
@@ -239,8 +263,11 @@ void run_chunk(const Context& context, const ExpertsArgs& args, int64_t first_to
     carve(count, call, most_tasks, threads);
     Carver carver{static_cast<char*>(context.scratch.shared.reserve(count.bytes))};
     carve(carver, call, most_tasks, threads);
-    const int64_t gate_up_floats = tiling.tiles_per_block * kMaxRows * (call.floats + kPanelColumns);
-    const int64_t down_floats = 2 * (tokens / plan.groups + 1) * kPanelColumns;  // totals, and one expert's results
+    const int64_t gate_up_floats = FinishedBeside<FinishGateUp<T>>::floats(tiling.tiles_per_block) +
+                                   tiling.tiles_per_block * kMaxRows * call.floats;
+    const int64_t group_tokens = tokens / plan.groups + 1;
+    const int64_t down_floats =
+        group_tokens * kPanelColumns + FinishedBeside<FinishDown>::floats(tile_count(group_tokens));
     for (int thread = 0; thread < threads; ++thread) {
         call.packed[thread] = -1;
         context.scratch.local[thread].reserve(larger(gate_up_floats, down_floats) * 4);

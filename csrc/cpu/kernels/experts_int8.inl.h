@@ -43,21 +43,24 @@ void pack_block(const ExpertsInt8Call<T>& call, const Segment& segment, const Pa
     }
 }
 
-// sums [count][16 of gate, 16 of up] of a tile -> act(gate) * up, rounded once, as columns 16 * panel … of the inner
+// sums [16 of gate, 16 of up] of a row -> act(gate) * up, rounded once, as columns 16 * panel … of the inner
 // activations from `slot` on.
 template <class T>
-MOELENS_INLINE void finish_gate_up(const ExpertsInt8Call<T>& call, int64_t slot, int count, const float* sums,
-                                   int64_t panel) {
-    constexpr int kHalf = kPanelColumns / 2;
-    const int64_t first = panel * kHalf, columns = smaller(kHalf, call.args.width - first);
-    T* out = call.inner + slot * call.args.width + first;
-    for (int r = 0; r < count; ++r, sums += kPanelColumns, out += call.args.width) {
+struct FinishGateUpInt8 {
+    const ExpertsInt8Call<T>& call;
+    int64_t slot, panel;
+
+    MOELENS_INLINE void operator()(int row, const float* sums) const {
+        constexpr int kHalf = kPanelColumns / 2;
+        const int64_t first = panel * kHalf, columns = smaller(kHalf, call.args.width - first);
+        T* out = call.inner + (slot + row) * call.args.width + first;
         for (int64_t c = 0; c < columns; c += kLanes) {
-            const F32 y = activate(call.args.activation, load(sums + c)) * load(sums + kHalf + c);
+            const F32 gate = load(sums + c), divisor = activation_divisor(call.args.activation, gate);
+            const F32 y = activate(call.args.activation, gate, divisor) * load(sums + kHalf + c);
             store_up_to(out + c, y, columns - c);
         }
     }
-}
+};
 
 template <class T>
 void run_gate_up(const Context& context, const ExpertsInt8Call<T>& call) {
@@ -83,10 +86,7 @@ void run_gate_up(const Context& context, const ExpertsInt8Call<T>& call) {
                 panel + 1 < task.last_panel ? weights(task, panel + 1) : weights(following, following.first_panel);
             multiply_quad_panel(
                 a, call.x, [&](int64_t row) { return call.plan.token_at[segment.begin + row]; }, weights(task, panel),
-                steps, next,
-                [&](int64_t row, int count, const float* sums) {
-                    finish_gate_up(call, segment.begin + row, count, sums, panel);
-                });
+                steps, next, [&](int64_t row) { return FinishGateUpInt8<T>{call, segment.begin + row, panel}; });
         }
     });
 }
@@ -149,8 +149,8 @@ void run_down(const Context& context, const ExpertsInt8Call<T>& call) {
                            segment.tiles, 0, segment.tiles};
             multiply_quad_panel(
                 a, call.slots, [&](int64_t row) { return segment.begin + row; }, b, steps, next,
-                [&](int64_t row, int count, const float* sums) {
-                    add_results(plan, segment.begin + row, count, sums, totals - first_token * kPanelColumns);
+                [&](int64_t row) {
+                    return FinishDown{&plan, segment.begin + row, totals - first_token * kPanelColumns};
                 });
         }
         const int64_t column = panel * kPanelColumns;

@@ -29,25 +29,41 @@ LinearTiling tile_linear(const LinearArgs& args, int threads) {
     return t;
 }
 
+// out = residual + scale * (sums + bias), for some rows and the columns of one panel.
 template <class T, class Out>
-MOELENS_INLINE void finish_rows(const LinearArgs& args, const float* sums, int64_t first_row, int64_t rows,
-                                int64_t column) {
-    const int64_t columns = smaller(kPanelColumns, args.columns - column);
-    const T* bias = args.bias ? static_cast<const T*>(args.bias) + column : nullptr;
-    const Out* residual = args.residual ? static_cast<const Out*>(args.residual) + column : nullptr;
-    Out* out = static_cast<Out*>(args.out) + column;
-    const F32 scale = splat(args.scale);
-    for (int64_t r = 0; r < rows; ++r) {
-        const int64_t row = (first_row + r) * args.columns;
-        for (int64_t c = 0; c < columns; c += kLanes) {
-            const int64_t n = columns - c;
-            F32 y = load(sums + r * kPanelColumns + c);
-            if (bias) y = y + load_up_to(bias + c, n);
-            y = residual ? fma(y, scale, load_up_to(residual + row + c, n)) : y * scale;
-            store_up_to(out + row + c, y, n);
+struct FinishLinear {
+    static constexpr bool kPrepares = false;
+    const LinearArgs* args;
+    int64_t first_row, column;
+
+    MOELENS_INLINE void fetch(int64_t rows) const {
+        for (int64_t row = first_row; row < first_row + rows; ++row) {
+            fetch_to_write(at(static_cast<const Out*>(args->out), row), kPanelColumns * sizeof(Out));
+            if (args->residual == nullptr) continue;
+            fetch_to_write(at(static_cast<const Out*>(args->residual), row), kPanelColumns * sizeof(Out));
         }
     }
-}
+    MOELENS_INLINE void operator()(int row, const float* sums) const {
+        const int64_t columns = smaller(kPanelColumns, args->columns - column);
+        const T* bias = args->bias ? static_cast<const T*>(args->bias) + column : nullptr;
+        const Out* residual = args->residual ? at(static_cast<const Out*>(args->residual), first_row + row) : nullptr;
+        Out* out = at(static_cast<Out*>(args->out), first_row + row);
+        const F32 scale = splat(args->scale);
+        for (int64_t c = 0; c < columns; c += kLanes) {
+            const int64_t n = columns - c;
+            F32 y = load(sums + c);
+            if (bias) y = y + load_up_to(bias + c, n);
+            y = residual ? fma(y, scale, load_up_to(residual + c, n)) : y * scale;
+            store_up_to(out + c, y, n);
+        }
+    }
+
+  private:
+    template <class P>
+    P* at(P* data, int64_t row) const {
+        return data + row * args->columns + column;
+    }
+};
 
 template <class T, class Out>
 void linear_typed(const Context& context, const LinearArgs& args) {
@@ -56,16 +72,18 @@ void linear_typed(const Context& context, const LinearArgs& args) {
     const int threads = context.team.threads();
     const LinearTiling tiling = tile_linear<F>(args, threads);
     const int64_t steps = steps_of<F>(args.inner), floats = row_floats<F>(args.inner);
+    using Finish = FinishLinear<T, Out>;
     const int64_t block_rows = tiling.tiles_per_block * kMaxRows;
+    const int64_t sums_floats = FinishedBeside<Finish>::floats(tiling.tiles_per_block);
     int64_t* packed = static_cast<int64_t*>(context.scratch.shared.reserve(threads * sizeof(int64_t)));
     for (int thread = 0; thread < threads; ++thread) {
         packed[thread] = -1;  // the row block whose panels the thread holds
-        context.scratch.local[thread].reserve(block_rows * (floats + kPanelColumns) * 4);
+        context.scratch.local[thread].reserve((sums_floats + block_rows * floats) * 4);
     }
     run_tasks(context, tiling.row_blocks * tiling.panel_blocks, [&](int64_t task, int thread) {
         const int64_t block = task / tiling.panel_blocks, part = task % tiling.panel_blocks;
         float* sums = static_cast<float*>(context.scratch.local[thread].data());
-        float* rows = sums + block_rows * kPanelColumns;
+        float* rows = sums + sums_floats;
         Panels a{rows, args.rows, tiling.tiles, block * tiling.tiles_per_block,
                  smaller(tiling.tiles, (block + 1) * tiling.tiles_per_block)};
         const int64_t first_row = a.first_row();
@@ -85,18 +103,16 @@ void linear_typed(const Context& context, const LinearArgs& args) {
             return static_cast<const float*>(args.weight) + panel * steps * kPanelColumns;
         };
         const int64_t end = tiling.last_panel(part);
+        FinishedBeside<Finish> unfinished(sums);
         for (int64_t panel = tiling.first_panel(part); panel < end; ++panel) {
             const int64_t next = panel + 1 < end ? panel + 1 : tiling.following(task, threads);
             const int64_t column = panel * kPanelColumns;
-            const auto fetch = [&](int64_t row, int64_t rows) MOELENS_INLINED {
-                for (int64_t at = row * args.columns + column; rows > 0; --rows, at += args.columns) {
-                    fetch_to_write(static_cast<const Out*>(args.out) + at, kPanelColumns * sizeof(Out));
-                    if (args.residual == nullptr) continue;
-                    fetch_to_write(static_cast<const Out*>(args.residual) + at, kPanelColumns * sizeof(Out));
-                }
+            const auto begin = [&](int64_t row, int64_t rows) MOELENS_INLINED {
+                const Finish finish{&args, row, column};
+                finish.fetch(rows);
+                return finish;
             };
-            multiply_panel<F>(a, weights(panel), steps, sums, weights(next), fetch);
-            finish_rows<T, Out>(args, sums, first_row, a.row_count(), column);
+            multiply_panel<F>(a, weights(panel), steps, weights(next), unfinished, begin);
         }
     });
 }

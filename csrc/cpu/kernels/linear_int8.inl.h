@@ -68,9 +68,7 @@ void linear_int8_typed(const Context& context, const LinearArgs& args) {
             const int64_t next = panel + 1 < end ? panel + 1 : tiling.following(task, threads);
             multiply_quad_panel(
                 a, call.rows, [](int64_t row) { return row; }, weights(panel), steps, weights(next),
-                [&](int64_t row, int count, const float* sums) {
-                    finish_rows<T, Out>(args, sums, row, count, panel * kPanelColumns);
-                });
+                [&](int64_t row) { return FinishLinear<T, Out>{&args, row, panel * kPanelColumns}; });
         }
     });
 }

@@ -24,12 +24,6 @@ MOELENS_INLINE F32 sigmoid(F32 x) {
     return splat(1.0f) / (splat(1.0f) + exp(zeros() - x));
 }
 
-// tanh form of GELU: 0.5 x (1 + tanh u) = x sigmoid(2 u)
-MOELENS_INLINE F32 gelu_tanh(F32 x) {
-    const F32 inner = x * fma(splat(0.044715f), x * x, splat(1.0f));
-    return x / (splat(1.0f) + exp(inner * splat(-1.5957691216f)));  // -2 sqrt(2/π)
-}
-
 MOELENS_INLINE F32 gelu(F32 x) {
     float lanes[kLanes];
     store(lanes, x);
@@ -37,20 +31,17 @@ MOELENS_INLINE F32 gelu(F32 x) {
     return load(lanes);
 }
 
-MOELENS_INLINE F32 silu(F32 x) {
-    return x / (splat(1.0f) + exp(zeros() - x));
+// What an activation other than GELU divides x by.
+MOELENS_INLINE F32 activation_divisor(Activation activation, F32 x) {
+    if (activation == Activation::kSilu) return splat(1.0f) + exp(zeros() - x);
+    // tanh form of GELU: 0.5 x (1 + tanh u) = x sigmoid(2 u)
+    const F32 inner = x * fma(splat(0.044715f), x * x, splat(1.0f));
+    return splat(1.0f) + exp(inner * splat(-1.5957691216f));  // -2 sqrt(2/π)
 }
 
-MOELENS_INLINE F32 activate(Activation activation, F32 x) {
-    switch (activation) {
-        case Activation::kSilu:
-            return silu(x);
-        case Activation::kGelu:
-            return gelu(x);
-        case Activation::kGeluTanh:
-            return gelu_tanh(x);
-    }
-    return x;
+// Of x and its divisor.
+MOELENS_INLINE F32 activate(Activation activation, F32 x, F32 divisor) {
+    return activation == Activation::kGelu ? gelu(x) : x / divisor;
 }
 
 // Within some units of 1e-7 for |x| up to about a million: positions times the fastest frequency, 1.

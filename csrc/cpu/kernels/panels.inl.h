@@ -146,35 +146,103 @@ MOELENS_INLINE void fetch_to_write(const void* first, int64_t bytes) {
     for (int64_t i = 0; i < bytes; i += 64) __builtin_prefetch(static_cast<const char*>(first) + i, 1, 2);
 }
 
-struct FetchNothing {
-    MOELENS_INLINE void operator()(int64_t, int64_t) const {}
+// A product whose sums are taken tile by tile: while one tile is multiplied, the rows of the one before it are
+// finished.
+//
+// Finish is what finishes the rows of a tile: finish(row, its 32 sums). A processor has only so many instructions under
+// way, so a long chain of them would hold up the multiplications after it. Where Finish::kPrepares, its first half is
+// finish.prepare(sums, prepared), and some steps later comes finish(row, sums, prepared).
+template <class Finish>
+class FinishedBeside {
+  public:
+    static constexpr bool kAny = true;
+    // Room for the sums of a range of so many tiles, in floats.
+    static constexpr int64_t floats(int64_t tiles) { return (tiles + 2) * kTileFloats; }
+
+    explicit FinishedBeside(float* sums) : room_(sums) {}
+    FinishedBeside(const FinishedBeside&) = delete;
+    ~FinishedBeside() { finish_all(); }
+
+    // What is done between the steps of the tile that comes after the unfinished one.
+    MOELENS_INLINE int parts() const { return rows_ + (Finish::kPrepares && rows_ > 0 ? 1 : 0); }
+    MOELENS_INLINE void operator()(int part) const {
+        if constexpr (Finish::kPrepares) {
+            if (part > 0) finish_(part - 1, sums_of(part - 1), prepared_);
+            if (part < rows_) finish_.prepare(sums_of(part), prepared_);
+        } else {
+            finish_(part, sums_of(part));
+        }
+    }
+
+    // Where a tile's sums go that is multiplied in one go; not where the unfinished ones are.
+    float* next_sums() const { return sums_ == room_ ? room_ + kTileFloats : room_; }
+    // Where they go, and stay, if it is multiplied in several.
+    float* kept_sums(int64_t tile) const { return room_ + (tile + 2) * kTileFloats; }
+
+    // The tile before has been finished. This one has been multiplied.
+    void leave(const Finish& finish, int rows, const float* sums) {
+        finish_ = finish;
+        rows_ = rows;
+        sums_ = sums;
+    }
+    void leave_nothing() { rows_ = 0; }
+    void finish_all() {
+        for (int part = 0; part < parts(); ++part) (*this)(part);
+        leave_nothing();
+    }
+
+  private:
+    static constexpr int64_t kTileFloats = kMaxRows * kPanelColumns;
+
+    const float* sums_of(int row) const { return sums_ + row * kPanelColumns; }
+
+    float* room_;
+    Finish finish_{};
+    int rows_ = 0;
+    const float* sums_ = nullptr;
+    mutable float prepared_[Finish::kPrepares ? kPanelColumns : 1];
 };
 
-// sums [a.row_count()][32] = the range of A times one panel of B; `next` is the panel that comes after it. Each tile
-// fetches its share of what comes, and the rows of the next tile; where there are several, fetch(row, rows) before each
-// is for what its sums will be written to.
-template <class F, class Fetch = FetchNothing>
-MOELENS_INLINE void multiply_panel(const Panels& a, const float* b, int64_t steps, float* sums, const float* next,
-                                   const Fetch& fetch = {}) {
-    const int64_t first_row = a.first_row(), tiles = a.last_tile - a.first_tile;
+// A range of A times one panel of B, of as many tiles' rows; `next` is the panel that comes after it. Each tile fetches
+// its share of what comes, and the rows of the next tile. begin(row, rows), before a tile is multiplied, fetches what
+// its rows will be written to and returns what finishes them.
+template <class F, class Finish, class Begin>
+MOELENS_INLINE void multiply_panel(const Panels& a, const float* b, int64_t steps, const float* next,
+                                   FinishedBeside<Finish>& unfinished, const Begin& begin) {
+    const int64_t tiles = a.last_tile - a.first_tile;
     if (tiles == 1) {
-        const float* rows = a.data + F::kUnitsPerStep * first_row * steps;
-        return multiply_single_tile<F>(rows, static_cast<int>(a.row_count()), b, steps, sums, next);
+        unfinished.finish_all();
+        const int64_t row = a.first_row();
+        const int count = static_cast<int>(a.row_count());
+        float* sums = unfinished.next_sums();
+        const Finish finish = begin(row, count);
+        multiply_single_tile<F>(a.data + F::kUnitsPerStep * row * steps, count, b, steps, sums, next);
+        unfinished.leave(finish, count, sums);
+        return unfinished.finish_all();
     }
     const int64_t advance = divide_rounding_up(kPanelColumns, tiles);
     for (int64_t s = 0; s < steps; s += kSteps) {
         const int64_t some = smaller(kSteps, steps - s);
         const float* coming = s + kSteps < steps ? b + (s + kSteps) * kPanelColumns : next;
-        for (int64_t tile = a.first_tile; tile < a.last_tile; ++tile) {
-            const int64_t row = a.begin(tile);
-            const int count = static_cast<int>(a.begin(tile + 1) - row);
-            if (s + some == steps) fetch(row, count);
+        for (int64_t tile = 0; tile < tiles; ++tile) {
+            const int64_t row = a.begin(a.first_tile + tile);
+            const int count = static_cast<int>(a.begin(a.first_tile + tile + 1) - row);
             const float* rows = a.data + F::kUnitsPerStep * (row * steps + s * count);
-            const float* share = coming + smaller((tile - a.first_tile) * advance, kPanelColumns) * some;
+            const float* share = coming + smaller(tile * advance, kPanelColumns) * some;
             const float* next_rows = rows + F::kUnitsPerStep * count * steps;
-            multiply_tile<F>({rows, b + s * kPanelColumns, some, count, sums + (row - first_row) * kPanelColumns,
-                              kPanelColumns, s > 0},
-                             TwoStreams{share, next_rows, advance, F::kUnitsPerStep * count});
+            float* sums = steps <= kSteps ? unfinished.next_sums() : unfinished.kept_sums(tile);
+            const auto multiply = [&]() MOELENS_INLINED {
+                multiply_tile<F>({rows, b + s * kPanelColumns, some, count, sums, kPanelColumns, s > 0},
+                                 TwoStreams{share, next_rows, advance, F::kUnitsPerStep * count}, unfinished);
+            };
+            if (s + some < steps) {
+                multiply();
+                unfinished.leave_nothing();
+            } else {
+                const Finish finish = begin(row, count);
+                multiply();
+                unfinished.leave(finish, count, sums);
+            }
         }
     }
 }

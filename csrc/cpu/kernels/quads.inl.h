@@ -135,10 +135,11 @@ MOELENS_INLINE void scale_columns(const float* scales, int count, float* totals)
     }
 }
 
-// As multiply_panel, of rows that were quantised: row_at(r) is the quantised row that A's row r is.
-template <class RowAt, class Finish>
+// As multiply_panel, of rows that were quantised: row_at(r) is the quantised row that A's row r is. What begin(row)
+// returns finishes the rows of a tile from `row` on.
+template <class RowAt, class Begin>
 MOELENS_INLINE void multiply_quad_panel(const Panels& a, const QuantizedRows& quantized, const RowAt& row_at,
-                                        const float* b, int64_t steps, const float* next, const Finish& finish) {
+                                        const float* b, int64_t steps, const float* next, const Begin& begin) {
     alignas(64) float sums[kMaxRows * kPanelColumns], totals[kMaxRows * kPanelColumns];
     const int64_t tiles = a.last_tile - a.first_tile, advance = divide_rounding_up(kPanelColumns, tiles);
     for (int64_t tile = a.first_tile; tile < a.last_tile; ++tile) {
@@ -155,7 +156,8 @@ MOELENS_INLINE void multiply_quad_panel(const Panels& a, const QuantizedRows& qu
             add_group(sums, count, quantized, group, [&](int r) { return row_at(row + r); }, totals);
         }
         scale_columns(b + steps * kPanelColumns, count, totals);
-        finish(row, count, totals);
+        const auto finish = begin(row);
+        for (int r = 0; r < count; ++r) finish(r, totals + r * kPanelColumns);
     }
 }
 

@@ -143,6 +143,14 @@ struct NoFetching {
     MOELENS_INLINE void fetch() {}
 };
 
+// What is done between the steps of a tile, in parts() parts: multiplications keep the processor's units for them busy,
+// but few of its others, so it does other work at the same time if it comes between them.
+struct NothingBeside {
+    static constexpr bool kAny = false;
+    MOELENS_INLINE int parts() const { return 0; }
+    MOELENS_INLINE void operator()(int) const {}
+};
+
 // The operands of one tile. `rows` ≤ 12 is also the number of rows of A's panel.
 struct Tile {
     static constexpr bool kInPieces = false;
@@ -170,8 +178,8 @@ struct OperandOrder {
     static int64_t next_step(const Tile& t) { return (S == 0 ? t.rows : 1) * F::kUnitsPerStep; }
 };
 
-template <class F, int R, int V, int S, class T, class Ahead>
-MOELENS_INLINE void multiply_part(const T& t, int row, int column, Ahead ahead) {
+template <class F, int R, int V, int S, class T, class Ahead, class Beside>
+MOELENS_INLINE void multiply_part(const T& t, int row, int column, Ahead ahead, const Beside& beside) {
     using Order = OperandOrder<F, S>;
     F32 sums[R][V];
     float* out = t.sums + row * t.stride + column;
@@ -183,19 +191,29 @@ MOELENS_INLINE void multiply_part(const T& t, int row, int column, Ahead ahead) 
     const float* a = t.a + row * Order::kNextRow;
     const float* b = t.b + column;
     const int64_t second = Order::second(t), next_step = Order::next_step(t);
-    const auto add_piece = [&]() MOELENS_INLINED {
-        for (int64_t s = 0; s < t.steps; ++s) {
+    const auto add_steps = [&](int64_t steps) MOELENS_INLINED {
+        for (int64_t s = 0; s < steps; ++s) {
             if constexpr (R >= Ahead::kFewestRows) ahead.fetch();
             F::template step<R, V>(sums, a, Order::kNextRow, second, b);
             a += next_step;
             b += kPanelColumns;
         }
     };
-    add_piece();
+    if constexpr (Beside::kAny) {
+        const int parts = beside.parts();
+        const int64_t some = t.steps / (parts + 1);
+        for (int part = 0; part < parts; ++part) {
+            add_steps(some);
+            beside(part);
+        }
+        add_steps(t.steps - parts * some);
+    } else {
+        add_steps(t.steps);
+    }
     if constexpr (T::kInPieces) {
         for (int64_t piece = 1; piece < t.count; ++piece) {
             b = t.pieces[piece] + column;
-            add_piece();
+            add_steps(t.steps);
         }
     }
 #pragma GCC unroll 16
@@ -206,60 +224,69 @@ MOELENS_INLINE void multiply_part(const T& t, int row, int column, Ahead ahead) 
 }
 
 // R rows from `row` on, all columns.
-template <class F, int R, int S, class T, class Ahead>
-__attribute__((noinline)) void multiply_rows(const T& t, int row, Ahead ahead) {
+template <class F, int R, int S, class T, class Ahead, class Beside>
+__attribute__((noinline)) void multiply_rows(const T& t, int row, Ahead ahead, const Beside& beside) {
     // Few rows leave registers for more columns; more sums at a time hide the latency of the multiplications.
     constexpr int kAll = kPanelColumns / kLanes;
     constexpr int kWanted = kTileRows * kTileVectors / R;
     constexpr int kVectors = kWanted >= kAll ? kAll : kWanted >= 2 * kTileVectors ? 2 * kTileVectors : kTileVectors;
-    multiply_part<F, R, kVectors, S>(t, row, 0, ahead);
+    multiply_part<F, R, kVectors, S>(t, row, 0, ahead, beside);
     for (int column = kVectors * kLanes; column < kPanelColumns; column += kVectors * kLanes) {
-        multiply_part<F, R, kVectors, S>(t, row, column, in_order(t.b));
+        multiply_part<F, R, kVectors, S>(t, row, column, in_order(t.b), NothingBeside());
     }
 }
 
-template <class F, int S = 0, class T = Tile, class Ahead>
-MOELENS_INLINE void multiply_tile(const T& t, Ahead ahead) {
-    for (int row = 0; row < t.rows; row += kTileRows) {
-        switch (t.rows - row < kTileRows ? t.rows - row : kTileRows) {
-            case 1:
-                multiply_rows<F, 1, S>(t, row, ahead);
-                break;
-            case 2:
-                multiply_rows<F, 2, S>(t, row, ahead);
-                break;
-            case 3:
-                multiply_rows<F, 3, S>(t, row, ahead);
-                break;
-            case 4:
-                multiply_rows<F, 4, S>(t, row, ahead);
-                break;
-            case 5:
-                multiply_rows<F, 5, S>(t, row, ahead);
-                break;
-            case 6:
-                multiply_rows<F, 6, S>(t, row, ahead);
-                break;
+// As many rows from `row` on as stay in registers.
+template <class F, int S, class T, class Ahead, class Beside>
+MOELENS_INLINE void multiply_rows_from(const T& t, int row, Ahead ahead, const Beside& beside) {
+    switch (t.rows - row < kTileRows ? t.rows - row : kTileRows) {
+        case 1:
+            multiply_rows<F, 1, S>(t, row, ahead, beside);
+            break;
+        case 2:
+            multiply_rows<F, 2, S>(t, row, ahead, beside);
+            break;
+        case 3:
+            multiply_rows<F, 3, S>(t, row, ahead, beside);
+            break;
+        case 4:
+            multiply_rows<F, 4, S>(t, row, ahead, beside);
+            break;
+        case 5:
+            multiply_rows<F, 5, S>(t, row, ahead, beside);
+            break;
+        case 6:
+            multiply_rows<F, 6, S>(t, row, ahead, beside);
+            break;
 #ifdef MOELENS_TALL_TILES
-            case 7:
-                multiply_rows<F, 7, S>(t, row, ahead);
-                break;
-            case 8:
-                multiply_rows<F, 8, S>(t, row, ahead);
-                break;
-            case 9:
-                multiply_rows<F, 9, S>(t, row, ahead);
-                break;
-            case 10:
-                multiply_rows<F, 10, S>(t, row, ahead);
-                break;
-            case 11:
-                multiply_rows<F, 11, S>(t, row, ahead);
-                break;
-            case 12:
-                multiply_rows<F, 12, S>(t, row, ahead);
-                break;
+        case 7:
+            multiply_rows<F, 7, S>(t, row, ahead, beside);
+            break;
+        case 8:
+            multiply_rows<F, 8, S>(t, row, ahead, beside);
+            break;
+        case 9:
+            multiply_rows<F, 9, S>(t, row, ahead, beside);
+            break;
+        case 10:
+            multiply_rows<F, 10, S>(t, row, ahead, beside);
+            break;
+        case 11:
+            multiply_rows<F, 11, S>(t, row, ahead, beside);
+            break;
+        case 12:
+            multiply_rows<F, 12, S>(t, row, ahead, beside);
+            break;
 #endif
+    }
+}
+
+template <class F, int S = 0, class T = Tile, class Ahead, class Beside = NothingBeside>
+MOELENS_INLINE void multiply_tile(const T& t, Ahead ahead, const Beside& beside = {}) {
+    multiply_rows_from<F, S>(t, 0, ahead, beside);
+    if constexpr (kTileRows < kMaxRows) {
+        for (int row = kTileRows; row < t.rows; row += kTileRows) {
+            multiply_rows_from<F, S>(t, row, ahead, NothingBeside());
         }
     }
 }
