@@ -75,6 +75,27 @@ class Kernels:
         k: Tensor,
         v: Tensor,
     ) -> None: ...
+    def project_and_route(
+        self,
+        attended: Tensor,
+        output: Tensor,
+        rows: int,
+        columns: int,
+        bias: Tensor | None,
+        x: Tensor,
+        scale: float,
+        norm_weight: Tensor,
+        norm_eps: float,
+        centred: bool,
+        router: Tensor,
+        experts: int,
+        scoring: str,
+        norm_power: float | None,
+        sum: Tensor,
+        normed: Tensor,
+        ids: Tensor,
+        weights: Tensor,
+    ) -> None: ...
     def scale(self, x: Tensor, factor: float, out: Tensor) -> None: ...
     def sigmoid_scores(self, x: Tensor, weight: Tensor, rows: int, columns: int, out: Tensor) -> None: ...
     def route(self, logits: Tensor, scoring: str, norm: float | None, ids: Tensor, weights: Tensor) -> None: ...

@@ -116,6 +116,13 @@ SplitQkvArgs split_qkv_args(Arguments& arguments, const TensorView& rows, py::ha
 RouteArgs route_args(Arguments& arguments, py::handle logits, const std::string& scoring, std::optional<double> norm,
                      py::handle ids, py::handle weights) {
     const TensorView scores = arguments.tensor("logits", logits, {"T", "E"}, {DType::kFloat32});
+    RouteArgs args = route_args(arguments, scoring, norm, ids, weights);
+    args.logits = static_cast<const float*>(scores.data);
+    return args;
+}
+
+RouteArgs route_args(Arguments& arguments, const std::string& scoring, std::optional<double> norm, py::handle ids,
+                     py::handle weights) {
     const TensorView chosen = arguments.tensor("ids", ids, {"T", "A"}, {DType::kInt32});
     const TensorView result = arguments.tensor("weights", weights, {"T", "A"}, {DType::kFloat32});
     const int64_t experts = arguments["E"], active = arguments["A"];
@@ -129,7 +136,7 @@ RouteArgs route_args(Arguments& arguments, py::handle logits, const std::string&
             active,
             scoring_named(arguments, scoring),
             static_cast<float>(norm.value_or(0)),
-            static_cast<const float*>(scores.data),
+            nullptr,
             static_cast<int32_t*>(chosen.data),
             static_cast<float*>(result.data)};
 }

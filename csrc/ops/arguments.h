@@ -32,5 +32,8 @@ SplitQkvArgs split_qkv_args(Arguments& arguments, const TensorView& rows, pybind
                             pybind11::handle k, pybind11::handle v);
 RouteArgs route_args(Arguments& arguments, pybind11::handle logits, const std::string& scoring,
                      std::optional<double> norm, pybind11::handle ids, pybind11::handle weights);
+// The same without logits: [T, E], both in `arguments`.
+RouteArgs route_args(Arguments& arguments, const std::string& scoring, std::optional<double> norm, pybind11::handle ids,
+                     pybind11::handle weights);
 
 }  // namespace moelens

@@ -47,7 +47,6 @@ class LayerNorm:
         return RowNorm(weight, self.eps, centred=True)
 
 
-Choice = tuple[torch.Tensor, torch.Tensor]  # ids and scores [T, A] of a router
 QKV = tuple[torch.Tensor, torch.Tensor, torch.Tensor]
 
 
@@ -92,11 +91,12 @@ def project_qkv(
 
 
 class FeedForward(Protocol):
-    """`choose` takes normed [T, H] to the router's ids and scores [T, A] (None: there is no router); the call takes
-    these, normed and residual [T, H] to residual + what the block makes of normed, [T, H].
+    """Takes normed and residual [T, H], and ids and scores [T, A] by the router `router` and the rule `routing` (None:
+    there is no router), to residual + what the block makes of normed, [T, H].
     """
 
-    def choose(self, ops: Ops, weights: Weights, normed: torch.Tensor) -> Choice | None: ...
+    @property
+    def routing(self) -> Routing | None: ...
 
     def __call__(self, ops: Ops, weights: Weights, routed: Routed) -> torch.Tensor: ...
 
@@ -108,9 +108,6 @@ class RoutedExperts:
     routing: Routing
     activation: Activation
     scale: float = 1.0
-
-    def choose(self, ops: Ops, weights: Weights, normed: torch.Tensor) -> Choice:
-        return ops.route(ops.linear(normed, weights.matrix["router"], dtype=torch.float32), self.routing)
 
     def __call__(self, ops: Ops, weights: Weights, routed: Routed) -> torch.Tensor:
         experts = weights.experts["experts"]
@@ -126,7 +123,8 @@ class Dense:
 
     activation: Activation
 
-    def choose(self, ops: Ops, weights: Weights, normed: torch.Tensor) -> None:
+    @property
+    def routing(self) -> None:
         return None
 
     def __call__(self, ops: Ops, weights: Weights, routed: Routed) -> torch.Tensor:
@@ -153,10 +151,17 @@ class FinishLayer:
 
     def route(self, ops: Ops, layer: int, weights: Weights, x: torch.Tensor, attended: torch.Tensor) -> Routed:
         output, bias = weights.matrix["output"], weights.plain.get("output_bias")
-        x = ops.linear(attended.flatten(1), output, bias=bias, residual=x, scale=self.scale)
-        normed = self.norm(ops, x, weights.plain["ffn_norm"])
-        ids, scores = self.layers[layer].choose(ops, weights, normed) or (None, None)
-        return Routed(x, normed, ids, scores)
+        attended, norm = attended.flatten(1), weights.plain["ffn_norm"]
+        routing = self.layers[layer].routing
+        if routing is None:
+            x = ops.linear(attended, output, bias=bias, residual=x, scale=self.scale)
+            return Routed(x, self.norm(ops, x, norm), None, None)
+        router = weights.matrix["router"]
+        return Routed(
+            *ops.project_and_route(
+                *(attended, output, x, self.norm.of(norm), router, routing), bias=bias, scale=self.scale
+            )
+        )
 
     def experts(self, ops: Ops, layer: int, weights: Weights, routed: Routed) -> torch.Tensor:
         return self.layers[layer](ops, weights, routed)

@@ -8,7 +8,6 @@ import torch
 
 from moelens.models.architecture import Architecture, Routed, TensorSpec, Weights
 from moelens.models.blocks import (
-    Choice,
     Dense,
     FinishLayer,
     Head,
@@ -32,8 +31,9 @@ class SharedAndRouted:
 
     routed: RoutedExperts
 
-    def choose(self, ops: Ops, weights: Weights, normed: torch.Tensor) -> Choice:
-        return self.routed.choose(ops, weights, normed)
+    @property
+    def routing(self) -> Routing:
+        return self.routed.routing
 
     def __call__(self, ops: Ops, weights: Weights, routed: Routed) -> torch.Tensor:
         normed, shared = routed.normed, weights.experts["shared"]

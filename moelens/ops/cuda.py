@@ -25,6 +25,7 @@ from moelens.ops.interface import (
     Rotation,
     Routing,
     SamplingRows,
+    project_and_route_in_turn,
     project_qkv_in_turn,
 )
 from moelens.ops.native import NativeOps
@@ -156,6 +157,7 @@ class CudaOps:
         return q, k, v
 
     project_qkv = project_qkv_in_turn
+    project_and_route = project_and_route_in_turn
 
     def scale(self, x: torch.Tensor, factor: float) -> torch.Tensor:
         return (x.float() * factor).to(x.dtype)

@@ -132,6 +132,9 @@ class SamplingRows:
     uniform: torch.Tensor
 
 
+RoutedRows = tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]  # x, normed, ids, weights
+
+
 class Ops(Protocol):
     """See each method; arguments are never modified unless the docstring says so."""
 
@@ -232,6 +235,24 @@ class Ops(Protocol):
     def route(self, logits: torch.Tensor, routing: Routing) -> tuple[torch.Tensor, torch.Tensor]:
         """logits [T, E] float32 -> ids [T, A] int32, best first (a tie: the lower id), and weights [T, A] float32."""
 
+    def project_and_route(
+        self,
+        attended: torch.Tensor,
+        output: Matrix,
+        x: torch.Tensor,
+        norm: RowNorm,
+        router: Matrix,
+        routing: Routing,
+        *,
+        bias: torch.Tensor | None = None,
+        scale: float = 1.0,
+    ) -> RoutedRows:
+        """attended [T, Q·D], output [H, Q·D], x [T, H], router [E, H] -> y and normed [T, H], ids and weights [T, A].
+
+        y = x + scale * (attended outputᵀ + bias) by `linear`, normed is its `norm`, and ids and weights are those of
+        `route` by the logits normed routerᵀ in float32.
+        """
+
     def experts(
         self,
         x: torch.Tensor,
@@ -290,6 +311,29 @@ class Ops(Protocol):
         """
 
 
+def project_and_route_in_turn(
+    self: Ops,
+    attended: torch.Tensor,
+    output: Matrix,
+    x: torch.Tensor,
+    norm: RowNorm,
+    router: Matrix,
+    routing: Routing,
+    *,
+    bias: torch.Tensor | None = None,
+    scale: float = 1.0,
+) -> RoutedRows:
+    """`Ops.project_and_route` by the ops that it consists of, as below."""
+    y = self.linear(attended, output, bias=bias, residual=x, scale=scale)
+    normed = row_norm(self, y, norm)
+    return y, normed, *self.route(self.linear(normed, router, dtype=torch.float32), routing)
+
+
+def row_norm(ops: Ops, x: torch.Tensor, norm: RowNorm) -> torch.Tensor:
+    """x [T, H] -> [T, H] by the op that it is."""
+    return (ops.layer_norm if norm.centred else ops.rms_norm)(x, norm.weight, norm.eps)
+
+
 def project_qkv_in_turn(
     self: Ops,
     x: torch.Tensor,
@@ -304,6 +348,6 @@ def project_qkv_in_turn(
     limit: float | None = None,
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     """`Ops.project_qkv` by the ops that it consists of: the method of implementations that have no kernel for it."""
-    normed = (self.layer_norm if norm.centred else self.rms_norm)(x, norm.weight, norm.eps)
+    normed = row_norm(self, x, norm)
     joined = self.linear(normed, weight, bias=bias, dtype=normed.dtype if qk_norm is None else torch.float32)
     return self.split_qkv(joined, heads, positions, rotation, norm=qk_norm, limit=limit, dtype=normed.dtype)

@@ -18,6 +18,7 @@ from moelens.ops.interface import (
     Matrix,
     QKNorm,
     Rotation,
+    RoutedRows,
     Routing,
     RowNorm,
     SamplingRows,
@@ -231,6 +232,44 @@ class NativeOps:
         weights = self._empty((logits.shape[0], routing.active), torch.float32)
         self._kernels.route(logits, routing.scoring.value, routing.norm, ids, weights)
         return ids, weights
+
+    def project_and_route(
+        self,
+        attended: torch.Tensor,
+        output: Matrix,
+        x: torch.Tensor,
+        norm: RowNorm,
+        router: Matrix,
+        routing: Routing,
+        *,
+        bias: torch.Tensor | None = None,
+        scale: float = 1.0,
+    ) -> RoutedRows:
+        rows = x.shape[0]
+        y, normed = self._empty(x.shape, x.dtype), self._empty(x.shape, norm.weight.dtype)
+        ids = self._empty((rows, routing.active), torch.int32)
+        weights = self._empty((rows, routing.active), torch.float32)
+        self._kernels.project_and_route(
+            attended,
+            output.data,
+            output.rows,
+            output.columns,
+            bias,
+            x,
+            scale,
+            norm.weight,
+            norm.eps,
+            norm.centred,
+            router.data,
+            router.rows,
+            routing.scoring.value,
+            routing.norm,
+            y,
+            normed,
+            ids,
+            weights,
+        )
+        return y, normed, ids, weights
 
     def experts(
         self,

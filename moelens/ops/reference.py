@@ -16,6 +16,7 @@ from moelens.ops.interface import (
     Routing,
     SamplingRows,
     Scoring,
+    project_and_route_in_turn,
     project_qkv_in_turn,
 )
 
@@ -109,6 +110,7 @@ class ReferenceOps:
         return _rotate(q, positions, rotation).to(dtype), _rotate(k, positions, rotation).to(dtype), v.to(dtype)
 
     project_qkv = project_qkv_in_turn
+    project_and_route = project_and_route_in_turn
 
     def scale(self, x: torch.Tensor, factor: float) -> torch.Tensor:
         return (_widen(x) * factor).to(x.dtype)

@@ -113,7 +113,15 @@ def run(ops: NativeOps, p: Problem, matrices: ExpertMatrices, activation: Activa
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize(
     ("tokens", "experts", "active", "hidden", "width"),
-    [(1, 4, 2, 64, 32), (7, 5, 3, 33, 17), (40, 3, 1, 100, 50), (30, 16, 4, 64, 20), (3, 2, 2, 1, 1)],
+    [
+        (1, 4, 2, 64, 32),
+        (7, 5, 3, 33, 17),
+        (40, 3, 1, 100, 50),
+        (30, 16, 4, 64, 20),
+        (3, 2, 2, 1, 1),
+        (40, 6, 2, 5001, 20),
+        (40, 6, 2, 20, 4201),
+    ],
 )
 def test_experts_are_the_weighted_sum(
     isa: str, dtype: torch.dtype, tokens: int, experts: int, active: int, hidden: int, width: int
@@ -133,8 +141,9 @@ def test_experts_are_the_weighted_sum(
 
 @pytest.mark.parametrize("isa", _cpu.available_isas())
 @pytest.mark.parametrize("activation", Activation)
-def test_every_activation(isa: str, activation: Activation) -> None:
-    ops, p = native_ops(isa, 1), make_problem(20, 4, 2, 48, 40, torch.float32, 1)
+@pytest.mark.parametrize("tokens", [20, 60])  # an expert's rows are one tile or more
+def test_every_activation(isa: str, activation: Activation, tokens: int) -> None:
+    ops, p = native_ops(isa, 1), make_problem(tokens, 4, 2, 48, 40, torch.float32, 1)
     p.x.mul_(8.0)  # into the tails of the activations
     assert relative_error(run(ops, p, pack(ops, p), activation), p.expected(activation)) < 1e-5
 

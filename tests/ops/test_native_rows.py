@@ -11,7 +11,16 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from moelens import _cpu
-from moelens.ops.interface import Matrix, QKNorm, Rotation, Routing, RowNorm, Scoring, project_qkv_in_turn
+from moelens.ops.interface import (
+    Matrix,
+    QKNorm,
+    Rotation,
+    Routing,
+    RowNorm,
+    Scoring,
+    project_and_route_in_turn,
+    project_qkv_in_turn,
+)
 from moelens.ops.native import NativeOps
 from moelens.ops.reference import ReferenceOps
 
@@ -137,6 +146,46 @@ def test_project_qkv_is_what_its_ops_give_in_turn(
             assert one.dtype == dtype and torch.equal(one, other)
 
 
+@isas
+@dtypes
+@pytest.mark.parametrize("centred", [False, True])
+@pytest.mark.parametrize("rows", [0, 1, 513, 1100])
+def test_project_and_route_is_what_its_ops_give_in_turn(isa: str, dtype: torch.dtype, centred: bool, rows: int) -> None:
+    hidden, width, experts = 40, 24, 9
+    ops = native_ops(isa, 2)
+    output, router = (
+        Matrix(torch.zeros(ops.matrix_shape(*shape, dtype), dtype=dtype), *shape)
+        for shape in ((hidden, width), (experts, hidden))
+    )
+    for matrix in (output, router):
+        ops.pack_matrix(torch.randn(matrix.rows, matrix.columns).to(dtype), matrix.data)
+    norm, routing = RowNorm(torch.randn(hidden).to(dtype), 1e-5, centred), Routing(3, norm=1.0)
+    attended, bias = torch.randn(rows, width).to(dtype), torch.randn(hidden).to(dtype)
+    for of_stream in {dtype, torch.float32}:
+        given = (attended, output, torch.randn(rows, hidden).to(of_stream), norm, router, routing)
+        for optional in ({}, {"bias": bias, "scale": 0.5}):
+            out = ops.project_and_route(*given, **optional)
+            expected = project_and_route_in_turn(ops, *given, **optional)
+            for one, other in zip(out, expected, strict=True):
+                assert one.dtype == other.dtype and torch.equal(one, other)
+
+
+def test_project_and_route_refuses_what_does_not_fit() -> None:
+    ops = NativeOps(1)
+    output, router = (
+        Matrix(torch.zeros(ops.matrix_shape(*shape, torch.float32)), *shape) for shape in ((8, 6), (4, 8))
+    )
+    attended, x, norm, routing = torch.zeros(1, 6), torch.zeros(1, 8), RowNorm(torch.ones(8), 1e-5), Routing(2)
+    with pytest.raises(ValueError, match=r"project_and_route: attended must be \[T, K\] = \[T, 6\], found \[1, 7\]"):
+        ops.project_and_route(torch.zeros(1, 7), output, x, norm, router, routing)
+    with pytest.raises(ValueError, match=r"project_and_route: norm_weight must be \[W\] = \[8\], found \[7\]"):
+        ops.project_and_route(attended, output, x, RowNorm(torch.ones(7), 1e-5), router, routing)
+    with pytest.raises(ValueError, match="project_and_route: router must be"):
+        ops.project_and_route(attended, output, x, norm, output, routing)
+    with pytest.raises(ValueError, match="project_and_route: active must be from 1 to the number of experts, 4"):
+        ops.project_and_route(attended, output, x, norm, router, Routing(5))
+
+
 def test_project_qkv_refuses_what_does_not_fit() -> None:
     ops, still = NativeOps(1), Rotation(torch.zeros(1), 1.0)
     weight = Matrix(torch.zeros(ops.matrix_shape(16, 8, torch.float32)), 16, 8)
@@ -228,7 +277,10 @@ def test_sigmoid_scores(isa: str, dtype: torch.dtype, rows: int, inner: int) -> 
 @isas
 @pytest.mark.parametrize("scoring", Scoring)
 @pytest.mark.parametrize("norm", [None, 1.0, 2.0])
-@pytest.mark.parametrize(("rows", "experts", "active"), [(0, 4, 2), (1, 1, 1), (30, 8, 2), (20, 60, 17), (9, 5, 5)])
+@pytest.mark.parametrize(
+    ("rows", "experts", "active"),
+    [(0, 4, 2), (1, 1, 1), (30, 8, 2), (20, 60, 17), (9, 5, 5), (12, 128, 8), (7, 250, 9), (5, 300, 4)],
+)
 def test_route(isa: str, scoring: Scoring, norm: float | None, rows: int, experts: int, active: int) -> None:
     logits = torch.randn(rows, experts) * 3
     ids, weights = native_ops(isa, 2).route(logits, Routing(active, scoring, norm))
@@ -244,9 +296,12 @@ def test_route(isa: str, scoring: Scoring, norm: float | None, rows: int, expert
 @isas
 @pytest.mark.parametrize("scoring", Scoring)
 def test_route_breaks_ties_by_the_lower_id(isa: str, scoring: Scoring) -> None:
-    logits = torch.tensor([[1.0, 2.0, 2.0, 1.0, 2.0], [0.0, 0.0, 0.0, 0.0, 0.0]])
+    logits = torch.tensor([[1.0, 2.0, 2.0, 1.0, 2.0], [0.0, 0.0, 0.0, -0.0, 0.0]])
     ids, _ = native_ops(isa, 1).route(logits, Routing(4, scoring))
     assert ids.tolist() == [[1, 2, 4, 0], [0, 1, 2, 3]]
+    few_values = torch.randint(0, 3, (50, 70)).float()
+    ids, _ = native_ops(isa, 1).route(few_values, Routing(30, scoring))
+    assert torch.equal(ids.long(), few_values.sort(dim=-1, descending=True, stable=True).indices[:, :30])
 
 
 @isas

@@ -22,6 +22,7 @@ WITHOUT_A_KERNEL = {"matrix_shape", "gate_up_shape", "down_shape", "kv_shapes", 
 COMPOSED = {
     "sigmoid_scores": ("linear", "sigmoid"),
     "project_qkv": ("rms_norm", "layer_norm", "linear", "split_qkv"),
+    "project_and_route": ("linear", "rms_norm", "layer_norm", "route"),
 }
 # What the modules offer beside the ops.
 BESIDE_OPS = {"available_isas", "best_isa", "read_memory", "multiply_registers"}
@@ -33,6 +34,7 @@ WITHOUT_A_DEVICE_KERNEL = WITHOUT_A_KERNEL | {
     "pack_gate_up",
     "embed",
     "project_qkv",
+    "project_and_route",
     "scale",
     "attention",
     "mask_logits",

@@ -65,6 +65,18 @@ template <class Kernel>
 Kernel kernel_for(const TensorView& weights, Kernel plain, Kernel int8) {
     return weights.dtype == DType::kInt8 ? int8 : plain;
 }
+// x [T, K], W [N, K], bias [N], residual and out [T, N], checked, and the kernel for the weights. `names` are what x,
+// W, residual and out are called in messages.
+struct Product {
+    void (*multiply)(const Context&, const LinearArgs&);
+    LinearArgs args;
+};
+struct ProductNames {
+    const char *x = "x", *weight = "weight", *residual = "residual", *out = "out";
+};
+Product product_of(const KernelTable& table, Arguments& arguments, const ProductNames& names, pybind11::handle x,
+                   pybind11::handle weight, int64_t rows, int64_t columns, pybind11::handle bias,
+                   pybind11::handle residual, double scale, pybind11::handle out);
 // Bytes of one panel.
 int64_t panel_bytes(DType storage, int64_t columns);
 

@@ -4,6 +4,7 @@
 
 #include <algorithm>
 #include <optional>
+#include <string>
 
 #include "bindings/kernels.h"
 
@@ -68,13 +69,64 @@ void project_qkv(Kernels& self, py::handle x, py::handle norm_weight, double nor
     });
 }
 
+void project_and_route(Kernels& self, py::handle attended, py::handle output, int64_t rows, int64_t columns,
+                       py::handle bias, py::handle x, double scale, py::handle norm_weight, double norm_eps,
+                       bool centred, py::handle router, int64_t experts, const std::string& scoring,
+                       std::optional<double> norm_power, py::handle sum, py::handle normed, py::handle ids,
+                       py::handle weights) {
+    Arguments arguments("project_and_route");
+    if (x.is_none()) arguments.reject("x must be a tensor, found None");
+    const Product projection = product_of(self.table(), arguments, {"attended", "output", "x", "sum"}, attended, output,
+                                          rows, columns, bias, x, scale, sum);
+    NormArgs norm = norm_args(arguments, sum, "norm_weight", norm_weight, norm_eps);
+    norm.out = arguments.tensor("normed", normed, {"T", "W"}, {dtype_of(norm.element)}).data;
+    const TensorView panels = check_panels(arguments, "router", router, divide_up(experts, kPanelColumns), norm.width,
+                                           dtype_of(norm.element));
+    arguments.set("E", experts);
+    const RouteArgs route = route_args(arguments, scoring, norm_power, ids, weights);
+    const auto normalise = centred ? self.table().layer_norm : self.table().rms_norm;
+    const auto multiply = kernel_for(panels, self.table().linear, self.table().linear_int8);
+    self.run([&](const Context& context) {
+        float* logits =
+            static_cast<float*>(self.between(0).reserve(std::min(norm.rows, kRowsAtOnce) * experts * sizeof(float)));
+        for (int64_t first = 0; first < norm.rows; first += kRowsAtOnce) {
+            const int64_t rows = std::min(kRowsAtOnce, norm.rows - first);
+            LinearArgs of_projection = projection.args;
+            of_projection.rows = rows;
+            of_projection.x = from_element(of_projection.x, of_projection.element, first * of_projection.inner);
+            of_projection.residual =
+                from_element(of_projection.residual, of_projection.out_element, first * of_projection.columns);
+            of_projection.out = from_element(of_projection.out, of_projection.out_element, first * norm.width);
+            projection.multiply(context, of_projection);
+            NormArgs of_norm = norm;
+            of_norm.rows = rows;
+            of_norm.x = of_projection.out;
+            of_norm.out = from_element(norm.out, norm.element, first * norm.width);
+            normalise(context, of_norm);
+            multiply(context, LinearArgs{norm.element, Element::kFloat32, rows, norm.width, experts, of_norm.out,
+                                         panels.data, nullptr, nullptr, logits, 1.0f});
+            RouteArgs of_route = route;
+            of_route.rows = rows;
+            of_route.logits = logits;
+            of_route.ids = route.ids + first * route.active;
+            of_route.weights = route.weights + first * route.active;
+            self.table().route(context, of_route);
+        }
+    });
+}
+
 }  // namespace
 
 void bind_layer(KernelsClass& kernels) {
-    kernels.def("project_qkv", project_qkv, py::arg("x"), py::arg("norm_weight"), py::arg("norm_eps"),
-                py::arg("centred"), py::arg("weight"), py::arg("columns"), py::arg("bias"), py::arg("positions"),
-                py::arg("inverse_frequencies"), py::arg("magnitude"), py::arg("q_norm"), py::arg("k_norm"),
-                py::arg("eps"), py::arg("limit"), py::arg("q"), py::arg("k"), py::arg("v"));
+    kernels
+        .def("project_qkv", project_qkv, py::arg("x"), py::arg("norm_weight"), py::arg("norm_eps"), py::arg("centred"),
+             py::arg("weight"), py::arg("columns"), py::arg("bias"), py::arg("positions"),
+             py::arg("inverse_frequencies"), py::arg("magnitude"), py::arg("q_norm"), py::arg("k_norm"), py::arg("eps"),
+             py::arg("limit"), py::arg("q"), py::arg("k"), py::arg("v"))
+        .def("project_and_route", project_and_route, py::arg("attended"), py::arg("output"), py::arg("rows"),
+             py::arg("columns"), py::arg("bias"), py::arg("x"), py::arg("scale"), py::arg("norm_weight"),
+             py::arg("norm_eps"), py::arg("centred"), py::arg("router"), py::arg("experts"), py::arg("scoring"),
+             py::arg("norm_power"), py::arg("sum"), py::arg("normed"), py::arg("ids"), py::arg("weights"));
 }
 
 }  // namespace moelens

@@ -5,22 +5,30 @@ namespace py = pybind11;
 
 namespace moelens {
 
+Product product_of(const KernelTable& table, Arguments& arguments, const ProductNames& names, py::handle x,
+                   py::handle weight, int64_t rows, int64_t columns, py::handle bias, py::handle residual, double scale,
+                   py::handle out) {
+    arguments.set("N", rows);
+    arguments.set("K", columns);
+    const TensorView input = arguments.tensor(names.x, x, {"T", "K"}, kFloating);
+    const TensorView panels =
+        check_panels(arguments, names.weight, weight, divide_up(rows, kPanelColumns), columns, input.dtype);
+    const TensorView added = arguments.optional("bias", bias, {"N"}, {input.dtype});
+    const TensorView result = arguments.tensor(names.out, out, {"T", "N"}, {input.dtype, DType::kFloat32});
+    const TensorView base = arguments.optional(names.residual, residual, {"T", "N"}, {result.dtype});
+    return {kernel_for(panels, table.linear, table.linear_int8),
+            {element_of(input), element_of(result), arguments["T"], columns, rows, input.data, panels.data, added.data,
+             base.data, result.data, static_cast<float>(scale)}};
+}
+
 namespace {
 
 void linear(Kernels& self, py::handle x, py::handle weight, int64_t rows, int64_t columns, py::handle bias,
             py::handle residual, double scale, py::handle out) {
     Arguments arguments("linear");
-    arguments.set("N", rows);
-    arguments.set("K", columns);
-    const TensorView input = arguments.tensor("x", x, {"T", "K"}, kFloating);
-    const TensorView panels =
-        check_panels(arguments, "weight", weight, divide_up(rows, kPanelColumns), columns, input.dtype);
-    const TensorView added = arguments.optional("bias", bias, {"N"}, {input.dtype});
-    const TensorView result = arguments.tensor("out", out, {"T", "N"}, {input.dtype, DType::kFloat32});
-    const TensorView base = arguments.optional("residual", residual, {"T", "N"}, {result.dtype});
-    self.call(kernel_for(panels, self.table().linear, self.table().linear_int8),
-              LinearArgs{element_of(input), element_of(result), arguments["T"], columns, rows, input.data, panels.data,
-                         added.data, base.data, result.data, static_cast<float>(scale)});
+    const Product product =
+        product_of(self.table(), arguments, {}, x, weight, rows, columns, bias, residual, scale, out);
+    self.call(product.multiply, product.args);
 }
 
 void sigmoid_scores(Kernels& self, py::handle x, py::handle weight, int64_t rows, int64_t columns, py::handle out) {
