@@ -38,8 +38,10 @@ struct GateUpTiling {
     int64_t tiles_per_block;  // whose packed rows stay in the second-level cache
     int64_t task_cost;        // wanted: bytes of weights times reads
 
+    // As even as can be.
     int64_t panels_per_task(int64_t rows) const {
-        return larger(1, smaller(panels, task_cost * kRowsPerRead / (panel_bytes * larger(kRowsPerRead, rows))));
+        const int64_t most = task_cost * kRowsPerRead / (panel_bytes * larger(kRowsPerRead, rows));
+        return divide_rounding_up(panels, divide_rounding_up(panels, larger(1, smaller(panels, most))));
     }
 };
 
