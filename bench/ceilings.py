@@ -17,6 +17,7 @@ READ_BYTES = 512 << 20  # far more than the processor's caches
 SETTLE_SECONDS = 0.4  # after another's run: OpenMP's threads spin for up to 0.2 s before they sleep
 FLOPS_PER_THREAD = 2_000_000_000
 FLOPS_RUNS, READ_RUNS = 12, 3
+SETTLED_FLOPS_RUNS = 120  # after another's run two threads may share a core for longer: half a second in all
 
 
 def make_storage(shape: tuple[int, ...], dtype: torch.dtype) -> torch.Tensor:
@@ -65,10 +66,10 @@ class CeilingMeter:
         memory = make_storage((READ_BYTES // 4,), torch.float32) if memory is None else memory
         self._floats = memory.view(-1).view(torch.float32)
 
-    def flops_per_second(self) -> float:
+    def flops_per_second(self, runs: int = FLOPS_RUNS) -> float:
         """Of multiplications and additions in registers: the best of several short runs, as a thread that just woke
         may share a core with another for some milliseconds."""
-        return max(self._flops_per_second_once() for _ in range(FLOPS_RUNS))
+        return max(self._flops_per_second_once() for _ in range(runs))
 
     def bytes_per_second(self) -> float:
         """Of a plain read: the best of several, for the same reason."""
@@ -88,4 +89,4 @@ class CeilingMeter:
     def measure_settled(self) -> Ceiling:
         """Both, once the threads of another's run sleep."""
         time.sleep(SETTLE_SECONDS)
-        return self.measure()
+        return Ceiling(self.flops_per_second(SETTLED_FLOPS_RUNS), self.bytes_per_second())
