@@ -79,17 +79,9 @@ struct FinishGateUp {
     static constexpr int kHalf = kPanelColumns / 2;
     static constexpr int64_t kWords = kHalf / RowUnits<Format<T>>::type::kElements;  // of a row and panel
     Activation activation;
-    int count;
-    int64_t words;
-    float* out;
-
-    // Of `count` rows of sorted slots from `slot` on.
-    FinishGateUp() = default;
-    MOELENS_INLINE FinishGateUp(const ExpertsCall<T>& call, int64_t slot, int64_t count, int64_t panel)
-        : activation(call.args.activation),
-          count(static_cast<int>(count)),
-          words(smaller(kWords, call.down_floats - panel * kWords)),
-          out(call.inner + slot * call.down_floats + panel * kWords * count) {}
+    int count;      // of the tile's rows
+    int64_t words;  // at most kWords
+    float* out;     // the first row's first word
 
     MOELENS_INLINE void fetch() const { fetch_to_write(out, kWords * count * 4 + 60); }  // it may begin within a line
     MOELENS_INLINE void prepare(const float* sums, float* divisors) const {
@@ -102,7 +94,7 @@ struct FinishGateUp {
         for (int c = 0; c < kHalf; c += kLanes) {
             store(values + c, activate(activation, load(sums + c), load(divisors + c)) * load(sums + kHalf + c));
         }
-        if (words == kWords) {
+        if (words == kWords) {  // so that the loop is unrolled
             put_words(values, kWords, count, out + row);
         } else {
             put_words(values, words, count, out + row);
@@ -112,8 +104,9 @@ struct FinishGateUp {
 
 template <class T>
 void run_gate_up(const Context& context, const ExpertsCall<T>& call) {
+    using Finish = FinishGateUp<T>;
+    using Unfinished = FinishedBeside<Finish>;
     const int64_t panel_floats = call.steps * kPanelColumns;
-    using Unfinished = FinishedBeside<FinishGateUp<T>>;
     const int threads = context.team.threads();
     run_tasks(context, call.plan.task_count, [&](int64_t index, int thread) {
         const GateUpTask& task = call.plan.tasks[index];
@@ -135,8 +128,11 @@ void run_gate_up(const Context& context, const ExpertsCall<T>& call) {
         for (int64_t panel = task.first_panel; panel < task.last_panel; ++panel) {
             const float* next =
                 panel + 1 < task.last_panel ? weights(task, panel + 1) : weights(following, following.first_panel);
+            const int64_t first_word = panel * Finish::kWords;
             const auto begin = [&](int64_t row, int64_t rows) MOELENS_INLINED {
-                const FinishGateUp<T> finish(call, segment.begin + row, rows, panel);
+                float* inner = call.inner + (segment.begin + row) * call.down_floats;
+                const Finish finish{call.args.activation, static_cast<int>(rows),
+                                    smaller(Finish::kWords, call.down_floats - first_word), inner + first_word * rows};
                 finish.fetch();
                 return finish;
             };
