@@ -66,7 +66,7 @@ class CeilingMeter:
         memory = make_storage((READ_BYTES // 4,), torch.float32) if memory is None else memory
         self._floats = memory.view(-1).view(torch.float32)
 
-    def flops_per_second(self, runs: int = FLOPS_RUNS) -> float:
+    def flops_per_second(self, runs: int) -> float:
         """Of multiplications and additions in registers: the best of several short runs, as a thread that just woke
         may share a core with another for some milliseconds."""
         return max(self._flops_per_second_once() for _ in range(runs))
@@ -82,11 +82,11 @@ class CeilingMeter:
     def _bytes_per_second_once(self) -> float:
         return self._floats.numel() * 4 / seconds(lambda: self._kernels.read_memory(self._floats))
 
-    def measure(self) -> Ceiling:
+    def measure(self, flops_runs: int = FLOPS_RUNS) -> Ceiling:
         """Both, one after the other."""
-        return Ceiling(self.flops_per_second(), self.bytes_per_second())
+        return Ceiling(self.flops_per_second(flops_runs), self.bytes_per_second())
 
     def measure_settled(self) -> Ceiling:
         """Both, once the threads of another's run sleep."""
         time.sleep(SETTLE_SECONDS)
-        return Ceiling(self.flops_per_second(SETTLED_FLOPS_RUNS), self.bytes_per_second())
+        return self.measure(SETTLED_FLOPS_RUNS)

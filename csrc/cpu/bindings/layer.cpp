@@ -96,7 +96,8 @@ void project_and_route(Kernels& self, py::handle attended, py::handle output, in
             of_projection.x = from_element(of_projection.x, of_projection.element, first * of_projection.inner);
             of_projection.residual =
                 from_element(of_projection.residual, of_projection.out_element, first * of_projection.columns);
-            of_projection.out = from_element(of_projection.out, of_projection.out_element, first * norm.width);
+            of_projection.out =
+                from_element(of_projection.out, of_projection.out_element, first * of_projection.columns);
             projection.multiply(context, of_projection);
             NormArgs of_norm = norm;
             of_norm.rows = rows;

@@ -38,7 +38,7 @@ struct GateUpTiling {
     int64_t tiles_per_block;  // whose packed rows stay in the second-level cache
     int64_t task_cost;        // wanted: bytes of weights times reads
 
-    // As even as can be.
+    // Such that tasks are of no more than the wanted cost, or of one panel, and of panels as even as can be.
     int64_t panels_per_task(int64_t rows) const {
         const int64_t most = task_cost * kRowsPerRead / (panel_bytes * larger(kRowsPerRead, rows));
         return divide_rounding_up(panels, divide_rounding_up(panels, larger(1, smaller(panels, most))));

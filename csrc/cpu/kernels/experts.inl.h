@@ -138,6 +138,7 @@ void run_gate_up(const Context& context, const ExpertsCall<T>& call) {
             };
             multiply_panel<Format<T>>(a, weights(task, panel), call.steps, next, unfinished, begin);
         }
+        unfinished.finish_all();
     });
 }
 

@@ -114,6 +114,7 @@ void linear_typed(const Context& context, const LinearArgs& args) {
             };
             multiply_panel<F>(a, weights(panel), steps, weights(next), unfinished, begin);
         }
+        unfinished.finish_all();
     });
 }
 

@@ -155,13 +155,11 @@ MOELENS_INLINE void fetch_to_write(const void* first, int64_t bytes) {
 template <class Finish>
 class FinishedBeside {
   public:
-    static constexpr bool kAny = true;
     // Room for the sums of a range of so many tiles, in floats.
     static constexpr int64_t floats(int64_t tiles) { return (tiles + 2) * kTileFloats; }
 
     explicit FinishedBeside(float* sums) : room_(sums) {}
     FinishedBeside(const FinishedBeside&) = delete;
-    ~FinishedBeside() { finish_all(); }
 
     // What is done between the steps of the tile that comes after the unfinished one.
     MOELENS_INLINE int parts() const { return rows_ + (Finish::kPrepares && rows_ > 0 ? 1 : 0); }
@@ -186,6 +184,7 @@ class FinishedBeside {
         sums_ = sums;
     }
     void leave_nothing() { rows_ = 0; }
+    // After the last tile.
     void finish_all() {
         for (int part = 0; part < parts(); ++part) (*this)(part);
         leave_nothing();

@@ -27,13 +27,14 @@ MOELENS_INLINE bool choose_experts_of(const float* logits, int64_t experts, int6
         for (int v = 0; v < V; ++v) {
             first = max(first, where_less(left[v], best, lowest, minus_lanes - splat(v * kLanes)));
         }
-        const F32 taken = splat(largest(first));  // minus its id
+        const float id = -largest(first);
+        const F32 taken = splat(-id);
 #pragma GCC unroll 16
         for (int v = 0; v < V; ++v) {
             const F32 minus_id = minus_lanes - splat(v * kLanes);
             left[v] = where_less(minus_id, taken, left[v], where_less(taken, minus_id, left[v], lowest));
         }
-        ids[a] = static_cast<int32_t>(-largest(taken));
+        ids[a] = static_cast<int32_t>(id);
     }
     return true;
 }

@@ -146,7 +146,6 @@ struct NoFetching {
 // What is done between the steps of a tile, in parts() parts: multiplications keep the processor's units for them busy,
 // but few of its others, so it does other work at the same time if it comes between them.
 struct NothingBeside {
-    static constexpr bool kAny = false;
     MOELENS_INLINE int parts() const { return 0; }
     MOELENS_INLINE void operator()(int) const {}
 };
@@ -199,17 +198,13 @@ MOELENS_INLINE void multiply_part(const T& t, int row, int column, Ahead ahead, 
             b += kPanelColumns;
         }
     };
-    if constexpr (Beside::kAny) {
-        const int parts = beside.parts();
-        const int64_t some = t.steps / (parts + 1);
-        for (int part = 0; part < parts; ++part) {
-            add_steps(some);
-            beside(part);
-        }
-        add_steps(t.steps - parts * some);
-    } else {
-        add_steps(t.steps);
+    const int parts = beside.parts();
+    const int64_t some = t.steps / (parts + 1);
+    for (int part = 0; part < parts; ++part) {
+        add_steps(some);
+        beside(part);
     }
+    add_steps(t.steps - parts * some);
     if constexpr (T::kInPieces) {
         for (int64_t piece = 1; piece < t.count; ++piece) {
             b = t.pieces[piece] + column;
