@@ -11,7 +11,7 @@ import torch
 from moelens.cost.routing import EVEN, RoutingLoad
 from moelens.models.config import ModelConfig, MoEFFN
 
-LEAST_ROWS = 64  # of a part that is counted; counting takes less than 0.2 % of a layer's time for so many
+LEAST_ROWS = 64  # of a part that is counted; counting takes less than 0.1 % of a layer's time for so many
 LEAST_CHOICES = 32  # of an expert, on average, from which on a layer's counts are believed (docs/performance_model.md)
 
 
@@ -22,6 +22,7 @@ class RouteCounts:
         self._layers = {layer: of.ffn for layer, of in enumerate(config.layers) if isinstance(of.ffn, MoEFFN)}
         self._counts: dict[int, torch.Tensor] = {}  # [E] int64, where the router is
         self._on_host: dict[int, npt.NDArray[np.int64]] = {}  # the same memory, where that is the host's
+        self._noted: list[tuple[int, torch.Tensor]] = []  # ids on the host that are not counted yet, and their layers
         self._rows = 0
         needed = sum(LEAST_CHOICES * ffn.experts / ffn.active for ffn in self._layers.values())
         self._due_rows = needed or math.inf
@@ -36,16 +37,25 @@ class RouteCounts:
             self._counts[layer] = torch.zeros(self._layers[layer].experts, dtype=torch.int64, device=ids.device)
             if ids.is_cpu:
                 self._on_host[layer] = self._counts[layer].numpy()
-        if layer in self._on_host:  # several times as fast as torch
-            counts = self._on_host[layer]
-            counts += np.bincount(ids.numpy().ravel(), minlength=len(counts))
+        if layer in self._on_host:
+            self._noted.append((layer, ids))
+            if len(self._noted) >= len(self._layers):
+                self._count_noted()
             return
         chosen = ids.flatten()
         self._counts[layer].index_add_(0, chosen, torch.ones_like(chosen, dtype=torch.int64))  # bincount waits for GPUs
 
+    def _count_noted(self) -> None:
+        """A step's layers at once: each would take several times as long between kernels, which fill the caches."""
+        for layer, ids in self._noted:
+            counts = self._on_host[layer]
+            counts += np.bincount(ids.numpy().ravel(), minlength=len(counts))  # several times as fast as torch
+        self._noted.clear()
+
     def load(self) -> RoutingLoad:
         """What was counted; EVEN until it is enough. It changes when twice as much was counted as for the last one."""
         if self._rows >= self._due_rows:
+            self._count_noted()
             believed = [
                 counts
                 for layer, counts in self._counts.items()

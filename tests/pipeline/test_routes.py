@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pytest
 import torch
 
 from moelens.cost.routing import EVEN, RoutingLoad
@@ -30,6 +31,15 @@ def test_it_is_even_until_enough_rows_of_all_layers_were_counted() -> None:
     assert counts.load() is EVEN
     counts.count(2, ids(ENOUGH))
     assert counts.load() == RoutingLoad(SHARES)
+
+
+def test_what_was_noted_and_not_counted_yet_is_in_the_load() -> None:
+    counts = make(FFN, FFN)
+    for layer in (0, 1):
+        counts.count(layer, ids(ENOUGH))
+    assert counts.load() == RoutingLoad(SHARES)
+    counts.count(0, torch.full((4 * ENOUGH, 2), 3, dtype=torch.int32))  # half of a step
+    assert counts.load().shares[0] == pytest.approx((0.8 + 0.5) / 2)  # of layer 0's expert 3 and layer 1's expert 0
 
 
 def test_it_stays_the_same_until_twice_as_much_was_counted() -> None:
