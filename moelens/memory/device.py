@@ -127,6 +127,11 @@ class SharedMemory:
         self._weights = weights
         self._config = config
         self._nothing_to_load = (LayerLoad(),) * len(config.layers)
+        self._always_there = {
+            layer: contextlib.nullcontext(weights.layer(layer))
+            for layer in range(len(config.layers))
+            if layer not in weights.disk_layers
+        }
 
     def begin_step(self, shape: StepShape) -> tuple[LayerLoad, ...]:
         if not self._weights.disk_layers:
@@ -152,7 +157,7 @@ class SharedMemory:
         return 0  # they were read to where they are used
 
     def using_front(self, layer: int) -> AbstractContextManager[Weights]:
-        return contextlib.nullcontext(self._weights.layer(layer))
+        return self._always_there.get(layer) or contextlib.nullcontext(self._weights.layer(layer))
 
     def divides(self, layer: int) -> bool:
         return False
@@ -163,8 +168,11 @@ class SharedMemory:
     def host_weights(self, layer: int) -> Weights:
         return self._weights.layer(layer)
 
+    def using(self, layer: int) -> AbstractContextManager[Weights]:
+        return self._always_there.get(layer) or self._using_read(layer)
+
     @contextlib.contextmanager
-    def using(self, layer: int) -> Iterator[Weights]:
+    def _using_read(self, layer: int) -> Iterator[Weights]:
         with self._weights.using(layer):
             yield self._weights.layer(layer)
 

@@ -47,7 +47,7 @@ class Group:
 
 
 def _groups(batch: Batch) -> dict[Stage, Group]:
-    """By the task that attends for them, in the order of rows."""
+    """By the task that attends for them, in the order of rows; of tasks that there are."""
     starts = batch.attention.starts.tolist()
     groups, begin = {}, 0
     for stage, count in (
@@ -55,6 +55,8 @@ def _groups(batch: Batch) -> dict[Stage, Group]:
         (Stage.ATTEND_RESUMED, batch.resumed),
         (Stage.ATTEND_PREFILLS, len(batch.chunks) - batch.decodes - batch.resumed),
     ):
+        if not count:
+            continue
         end = begin + count
         seen = batch.attention if count == len(batch.chunks) else select_rows(batch.attention, begin, end)
         groups[stage] = Group(slice(starts[begin], starts[end]), seen)
@@ -101,7 +103,8 @@ class PartState:
     @property
     def hosted_rows(self) -> slice:
         """Those that see cached keys; they come first."""
-        return slice(self.groups[Stage.ATTEND_RESUMED].rows.stop)
+        batch = self.batch
+        return slice(int(batch.attention.starts[batch.decodes + batch.resumed]))
 
 
 class Actions:
