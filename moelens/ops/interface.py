@@ -307,7 +307,7 @@ class Ops(Protocol):
         ≥ min_p × the largest, of these the top_k largest, of these the smallest set of largest whose sum reaches the
         share top_p of theirs (as vLLM does); then walk the kept tokens in ascending order of id until their sum
         exceeds uniform × the kept total.
-        A row with a NaN, or with nothing finite to draw from, gives -1; no other row notices.
+        A row with a NaN, or whose largest is not finite, gives -1; no other row notices.
         """
 
 

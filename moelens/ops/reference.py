@@ -292,7 +292,7 @@ def _attend(
 
 def _pick_of_row(row: torch.Tensor, temperature: float, top_k: int, top_p: float, min_p: float, uniform: float) -> int:
     peak = row.max()  # NaN where the row holds one
-    if peak.isnan() or (temperature != 0 and peak.isinf()):
+    if not peak.isfinite():
         return -1
     if temperature == 0:
         return _pick_greedily(row)

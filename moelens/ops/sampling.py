@@ -14,6 +14,7 @@ from moelens.ops.constraining import Constrainer
 from moelens.ops.interface import Ops, SamplingRows
 from moelens.outputs import Logprob
 from moelens.request import Request
+from moelens.sampling_params import SamplingParams
 
 RUN = 512  # logits that are looked at together to find the largest
 LEAST_TOP_P = 1e-9  # keeps one token of any vocabulary, and is not 0 in float32
@@ -41,6 +42,7 @@ class Sampler:
         self._constrainer = Constrainer(vocab, threads)
         self._vocab = vocab
         self._eos_token_ids = tuple(token_id for token_id in eos_token_ids if token_id < vocab)
+        self._rules = _Rules([], vocab)  # of the last rows
 
     @property
     def constraint_seconds(self) -> float:
@@ -67,11 +69,9 @@ class Sampler:
         for index, error in enumerate(errors):
             if error is not None:
                 logits[index] = 0.0  # anything that can be sampled
-        picked = self._ops.sample(logits, self._rows(requests))
-        token_ids = picked.tolist()
-        best = logits[torch.arange(len(requests)), picked.clamp(min=0).long()]
-        for index, one in enumerate(torch.isfinite(best).tolist()):
-            if not one or token_ids[index] < 0:  # it held a NaN or infinity, of which the largest is picked
+        token_ids = self._ops.sample(logits, self._rows(requests)).tolist()
+        for index, token_id in enumerate(token_ids):
+            if token_id < 0:
                 errors[index] = errors[index] or _NOT_FINITE
         going_on = [i for i in constrained if errors[i] is None]
         if going_on:
@@ -112,15 +112,29 @@ class Sampler:
 
     def _rows(self, requests: Sequence[Request]) -> SamplingRows:
         params = [request.params for request in requests]
-        return SamplingRows(
-            temperature=_floats([0.0 if p.is_greedy else p.temperature for p in params]),
-            top_k=torch.tensor([min(max(p.top_k, 0), self._vocab) for p in params], dtype=torch.int32),
-            top_p=_floats([max(p.top_p, LEAST_TOP_P) for p in params]),
-            min_p=_floats([p.min_p for p in params]),
-            uniform=torch.from_numpy(
-                uniforms([r.seed for r in requests], [r.num_output_tokens for r in requests]),
-            ),
-        )
+        if params != self._rules.params:
+            self._rules = _Rules(params, self._vocab)
+        return self._rules.rows(requests)
+
+
+class _Rules:
+    """How tokens are picked for rows with these parameters, which most steps share with the one before."""
+
+    def __init__(self, params: list[SamplingParams], vocab: int) -> None:
+        self.params = params
+        self._temperature = _floats([0.0 if p.is_greedy else p.temperature for p in params])
+        self._top_k = torch.tensor([min(max(p.top_k, 0), vocab) for p in params], dtype=torch.int32)
+        self._top_p = _floats([max(p.top_p, LEAST_TOP_P) for p in params])
+        self._min_p = _floats([p.min_p for p in params])
+        self._undrawn = torch.zeros(len(params)) if all(p.is_greedy for p in params) else None
+
+    def rows(self, requests: Sequence[Request]) -> SamplingRows:
+        """Of requests with these parameters."""
+        uniform = self._undrawn
+        if uniform is None:
+            drawn = uniforms([one.seed for one in requests], [one.num_output_tokens for one in requests])
+            uniform = torch.from_numpy(drawn)
+        return SamplingRows(self._temperature, self._top_k, self._top_p, self._min_p, uniform)
 
 
 def uniforms(seeds: Sequence[int], positions: Sequence[int]) -> npt.NDArray[np.float32]:

@@ -214,6 +214,15 @@ def test_a_row_gives_the_same_in_any_company(drawn: list[Any], random: Any) -> N
     assert [shuffled[order.index(i)] for i in range(len(drawn))] == alone
 
 
+def test_steps_with_the_same_and_with_other_parameters_may_follow_each_other() -> None:
+    sampler = make_sampler()
+    logits = torch.from_numpy(np.stack([random_row(i) for i in range(2)]))
+    greedy, warm, narrow = {"temperature": 0.0}, {"temperature": 1.0, "seed": 5}, {"top_p": 0.1, "seed": 5}
+    for fields in (greedy, warm, warm | {"output": [1]}, narrow, greedy, warm | {"temperature": 2.0}):
+        requests = [make_request(**fields), make_request(**greedy)]
+        assert sampler.sample(logits.clone(), requests) == make_sampler().sample(logits.clone(), requests)
+
+
 def test_wide_rows_give_the_same_logprobs_at_any_offset() -> None:
     """Vector code may treat a row that starts at another alignment differently; sums must not."""
     row = torch.randn(5003, generator=torch.Generator().manual_seed(0))

@@ -83,9 +83,8 @@ inline int32_t draw_cut(LogitRow& row, const Weighing& weigh, int64_t most, floa
 inline int32_t sample_row(const SampleArgs& args, int64_t index, LogitRow& row, const SampleMemory& memory) {
     row.find_peaks();
     const double temperature = static_cast<double>(args.temperature[index]);
-    if (row.peak != row.peak) return -1;
+    if (!(fabsf(row.peak) < INFINITY)) return -1;
     if (temperature == 0) return static_cast<int32_t>(row.first_peak());
-    if (row.peak == INFINITY || row.peak == -INFINITY) return -1;
     const float slope = static_cast<float>(1.4426950408889634 / temperature), uniform = args.uniform[index];
     Weighing weigh{slope, -row.peak * slope, 0};
     if (!(fabsf(weigh.offset) < INFINITY)) return static_cast<int32_t>(row.first_peak());  // as cold as greedy
