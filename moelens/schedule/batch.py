@@ -112,25 +112,34 @@ def make_batch(chunks: Sequence[Chunk], tables: BlockTables, block_tokens: int) 
         ordered += [c for c in chunks if c.is_fresh]
     counts = np.array([c.count for c in ordered], dtype=np.int32)
     cached = np.array([c.running.cached for c in ordered], dtype=np.int32)
-    table_rows = np.array([c.running.row for c in ordered], dtype=np.int32)
-    starts = np.zeros(len(ordered) + 1, dtype=np.int32)
-    np.cumsum(counts, out=starts[1:])
-    positions = np.arange(starts[-1], dtype=np.int32) - np.repeat(starts[:-1] - cached, counts)
-    block_ids = tables.select(table_rows)
+    starts, chunk_of_row, positions = _places(counts, cached)
+    block_ids = tables.select([c.running.row for c in ordered])
     logit_rows = tuple(_logit_rows(ordered, starts.tolist()))
-    request_of_row = np.repeat(np.arange(len(ordered)), counts)
-    slots = block_ids[request_of_row, positions // block_tokens] * block_tokens + positions % block_tokens
+    blocks, offsets = np.divmod(positions, np.int32(block_tokens))
+    slots = block_ids[chunk_of_row, blocks] * np.int32(block_tokens) + offsets
     return Batch(
         chunks=tuple(ordered),
-        token_ids=torch.from_numpy(_token_ids(ordered, int(starts[-1]))),
-        positions=torch.from_numpy(positions.astype(np.int32)),
-        slots=torch.from_numpy(slots.astype(np.int32)),
+        token_ids=torch.from_numpy(_token_ids(ordered, len(positions))),
+        positions=torch.from_numpy(positions),
+        slots=torch.from_numpy(slots),
         attention=AttentionRows(torch.from_numpy(starts), torch.from_numpy(cached), torch.from_numpy(block_ids)),
         decodes=decodes,
         resumed=resumed,
         logit_rows=logit_rows,
         shape=_shape(counts, cached, decodes, resumed, len(logit_rows)),
     )
+
+
+def _places(counts: Int32Array, cached: Int32Array) -> tuple[Int32Array, Int32Array, Int32Array]:
+    """Where each chunk's rows start [S+1], and each row's chunk and position [T]."""
+    chunks = np.arange(len(counts) + 1, dtype=np.int32)
+    if counts.max() == 1:  # a step of decodes
+        return chunks, chunks[:-1], cached
+    starts = np.zeros_like(chunks)
+    np.cumsum(counts, out=starts[1:])
+    chunk_of_row = np.repeat(chunks[:-1], counts)
+    positions = np.arange(starts[-1], dtype=np.int32) - (starts[:-1] - cached)[chunk_of_row]
+    return starts, chunk_of_row, positions
 
 
 def select_rows(rows: AttentionRows, begin: int, end: int) -> AttentionRows:

@@ -139,10 +139,10 @@ class BlockTables:
         assert index < self._lengths[row]
         return int(self._table[row, index])
 
-    def select(self, rows: npt.NDArray[np.int32]) -> npt.NDArray[np.int32]:
+    def select(self, rows: list[int]) -> npt.NDArray[np.int32]:
         """Block ids [len(rows), columns] int32, with as many columns as the longest row has blocks."""
         columns = max((self._lengths[row] for row in rows), default=0)
-        return np.ascontiguousarray(self._table[rows, : max(columns, 1)])
+        return self._table[rows, : max(columns, 1)]
 
     def _append(self, row: int, blocks: list[int]) -> None:
         begin = self._lengths[row]
