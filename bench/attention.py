@@ -23,6 +23,7 @@ import torch
 
 from bench.ceilings import CeilingMeter, make_storage
 from bench.measurement import Call, measure
+from moelens import _cpu
 from moelens.memory.activations import ActivationPool
 from moelens.ops.interface import AttentionRows, KVLayer
 from moelens.ops.native import NativeOps
@@ -96,7 +97,7 @@ class AttentionBench:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("what", nargs="*", default=["decode", "prefill"])
-    parser.add_argument("--isa")
+    parser.add_argument("--isa", choices=_cpu.available_isas())
     parser.add_argument("--threads", type=int)
     parser.add_argument("--heads", default="32:8")
     parser.add_argument("--dim", type=int, default=128)

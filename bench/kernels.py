@@ -30,6 +30,7 @@ from bench.attention import AttentionBench, AttentionShape
 from bench.ceilings import CeilingMeter, make_storage
 from bench.measurement import Call, Measurement, mean_seconds, measure, repeats_of
 from bench.peers.process import FOLDER, Worker, environment_of, has_module
+from moelens import _cpu
 from moelens.memory.activations import ActivationPool
 from moelens.ops.interface import Activation, ExpertMatrices, Matrix, QKNorm, Rotation, Routing, SamplingRows
 from moelens.ops.native import NativeOps
@@ -240,7 +241,7 @@ WHAT = ("experts", "linear", "attention", "row_wise", "sample", "pack")
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("what", nargs="*", default=list(WHAT), metavar="OP", help=", ".join(WHAT))
-    parser.add_argument("--isa")
+    parser.add_argument("--isa", choices=_cpu.available_isas())
     parser.add_argument("--threads", type=int)
     parser.add_argument(
         "--tokens", type=int, nargs="+", help="rows of experts (16 64 256 2048) and linear (1 8 64 512)"

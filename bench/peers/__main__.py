@@ -98,6 +98,9 @@ def parse_arguments(argv: Sequence[str] | None = None) -> argparse.Namespace:
     for name in ("repeats", "threads"):
         if getattr(arguments, name) < 1:
             parser.error(f"--{name} must be at least 1, got {getattr(arguments, name)}")
+    missing = [model for model in arguments.model if not (Path(model) / "config.json").is_file()]
+    if missing:
+        parser.error(f"--model takes folders with a checkpoint, but there is no config.json in {', '.join(missing)}")
     return arguments
 
 

