@@ -127,11 +127,7 @@ class SharedMemory:
         self._weights = weights
         self._config = config
         self._nothing_to_load = (LayerLoad(),) * len(config.layers)
-        self._always_there = {
-            layer: contextlib.nullcontext(weights.layer(layer))
-            for layer in range(len(config.layers))
-            if layer not in weights.disk_layers
-        }
+        self._kept = [contextlib.nullcontext(weights.layer(layer)) for layer in range(len(config.layers))]
 
     def begin_step(self, shape: StepShape) -> tuple[LayerLoad, ...]:
         if not self._weights.disk_layers:
@@ -157,7 +153,7 @@ class SharedMemory:
         return 0  # they were read to where they are used
 
     def using_front(self, layer: int) -> AbstractContextManager[Weights]:
-        return self._always_there.get(layer) or contextlib.nullcontext(self._weights.layer(layer))
+        return self._kept[layer]
 
     def divides(self, layer: int) -> bool:
         return False
@@ -169,7 +165,7 @@ class SharedMemory:
         return self._weights.layer(layer)
 
     def using(self, layer: int) -> AbstractContextManager[Weights]:
-        return self._always_there.get(layer) or self._using_read(layer)
+        return self._using_read(layer) if layer in self._weights.disk_layers else self._kept[layer]
 
     @contextlib.contextmanager
     def _using_read(self, layer: int) -> Iterator[Weights]:
