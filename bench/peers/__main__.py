@@ -32,6 +32,7 @@ from bench.peers.process import PEERS, Worker, has_module, start_peer
 from bench.peers.roofline import least
 from bench.peers.table import Cell, Round, header, row
 from bench.peers.workload import Run, Settings, Workload
+from moelens.checkpoint.source import read_config
 from moelens.models.config import ModelConfig
 from moelens.models.registry import build
 from moelens.ops.native import choose_isa
@@ -126,7 +127,7 @@ def main() -> None:
     cells: list[Cell] = []
     print(header(), flush=True)
     for index, model in enumerate(arguments.model):
-        config = build(json.loads((Path(model) / "config.json").read_text(encoding="utf-8"))).config
+        config = build(read_config(Path(model))).config
         settings = Settings(
             model,
             arguments.threads,
