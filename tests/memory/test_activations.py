@@ -76,7 +76,8 @@ def test_tensors_that_live_at_once_stay_within_the_limit():
     large, small = pool.empty((2 * LEAST_BYTES,), torch.uint8), pool.empty((LEAST_BYTES - 8, 1), torch.uint8)
     view = large[:1]
     del large
-    with pytest.raises(CapacityError, match=r"3145728 bytes .*, but 9 more make it 3145729\. Lower max_num_batched"):
+    said = r"has 3145728 bytes .*, but 9 more make it 3145729\. Lower max_num_batched"
+    with pytest.raises(CapacityError, match=said):
         pool.empty((9,), torch.uint8)
     assert pool.empty((4,), torch.bfloat16).shape == (4,)
     del view
