@@ -11,7 +11,7 @@ import torch
 from moelens.cost.routing import EVEN, RoutingLoad
 from moelens.models.config import ModelConfig, MoEFFN
 
-LEAST_ROWS = 64  # of a part that is counted; counting takes less than 0.1 % of a layer's time for so many
+LEAST_ROWS = 64  # of a part that is counted; counting takes some 0.3 % of a layer's time for so many
 LEAST_CHOICES = 32  # of an expert, on average, from which on a layer's counts are believed (docs/performance_model.md)
 
 
