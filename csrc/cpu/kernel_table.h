@@ -46,6 +46,15 @@ struct LinearArgs {
     float scale;
 };
 
+// norm, linear and split_qkv in turn; what each would read from the one before, and write for the next, is unused.
+// Heads are whole panels of the weight, and q and k are normalised head by head or not at all.
+struct ProjectQkvArgs {
+    NormArgs norm;
+    bool centred;  // the norm is a layer_norm
+    LinearArgs product;
+    SplitQkvArgs split;
+};
+
 // Rows of a matrix W [N, K] into storage; W[n, k] lies at source + n * row_stride + k * column_stride (in elements,
 // one of the strides is 1).
 struct MatrixSource {
@@ -138,6 +147,7 @@ struct KernelTable {
     void (*route)(const Context&, const RouteArgs&);
     void (*linear)(const Context&, const LinearArgs&);
     void (*linear_int8)(const Context&, const LinearArgs&);  // by a weight that pack_matrix_int8 packed
+    void (*project_qkv)(const Context&, const ProjectQkvArgs&);
     void (*experts)(const Context&, const ExpertsArgs&);
     void (*experts_int8)(const Context&, const ExpertsArgs&);
     void (*write_kv)(const Context&, const WriteKvArgs&);

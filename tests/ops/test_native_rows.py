@@ -123,18 +123,22 @@ def test_split_qkv(
 
 @isas
 @dtypes
-@pytest.mark.parametrize("normalised", [False, True])
+@pytest.mark.parametrize("normalised", [None, "heads", "rows"])
 @pytest.mark.parametrize("centred", [False, True])
-@pytest.mark.parametrize("rows", [0, 1, 513, 1100])
+@pytest.mark.parametrize(
+    ("rows", "hidden", "dim"),
+    [(0, 40, 8), (1, 40, 8), (513, 40, 8), (0, 40, 32), (1, 40, 64), (13, 4104, 32), (1100, 40, 64)],
+)  # heads of whole panels of 32 columns have a kernel of their own; so long a sum is cut
 def test_project_qkv_is_what_its_ops_give_in_turn(
-    isa: str, dtype: torch.dtype, normalised: bool, centred: bool, rows: int
+    isa: str, dtype: torch.dtype, normalised: str | None, centred: bool, rows: int, hidden: int, dim: int
 ) -> None:
-    hidden, heads, dim = 40, (4, 2), 8
+    heads = (4, 2)
     ops, columns = native_ops(isa, 2), (heads[0] + 2 * heads[1]) * dim
     weight = Matrix(torch.zeros(ops.matrix_shape(columns, hidden, dtype), dtype=dtype), columns, hidden)
     ops.pack_matrix(torch.randn(columns, hidden).to(dtype), weight.data)
     norm = RowNorm(torch.randn(hidden).to(dtype), 1e-5, centred)
-    qk_norm = QKNorm(torch.randn(dim).to(dtype), torch.randn(dim).to(dtype), 1e-5) if normalised else None
+    widths = {"heads": (dim, dim), "rows": (heads[0] * dim, heads[1] * dim)}.get(normalised or "")
+    qk_norm = QKNorm(*(torch.randn(width).to(dtype) for width in widths), 1e-5) if widths else None
     rotation = Rotation(torch.tensor([1.0, 0.1, 0.01]), 1.0)
     positions = torch.randint(0, 999, (rows,), dtype=torch.int32)
     x, bias = torch.randn(rows, hidden), torch.randn(columns).to(dtype)

@@ -26,6 +26,15 @@ void* from_element(void* data, Element element, int64_t index) {
     return static_cast<char*>(data) + index * element_bytes(element);
 }
 
+// Whether one kernel does all of project_qkv: else it takes three.
+bool is_one_kernel(const SplitQkvArgs& split, DType weight) {
+    const auto is_of_heads = [&](const NormWeight& norm) {
+        return norm.data == nullptr || norm.width == split.head_dim;
+    };
+    return weight != DType::kInt8 && split.head_dim % kPanelColumns == 0 && is_of_heads(split.q_norm) &&
+           is_of_heads(split.k_norm);
+}
+
 void project_qkv(Kernels& self, py::handle x, py::handle norm_weight, double norm_eps, bool centred, py::handle weight,
                  int64_t columns, py::handle bias, py::handle positions, py::handle inverse_frequencies,
                  double magnitude, py::handle q_norm, py::handle k_norm, double eps, std::optional<double> limit,
@@ -42,12 +51,17 @@ void project_qkv(Kernels& self, py::handle x, py::handle norm_weight, double nor
     const SplitQkvArgs split = split_qkv_args(arguments, joined, positions, inverse_frequencies, magnitude, q_norm,
                                               k_norm, eps, limit, q, k, v);
     if (split.element != norm.element) arguments.reject("q must be of norm_weight's dtype");
+    const LinearArgs product{norm.element, split.joined_element, norm.rows, norm.width, columns, nullptr,
+                             panels.data,  added.data,           nullptr,   nullptr,    1.0f};
+    if (is_one_kernel(split, panels.dtype)) {
+        return self.call(self.table().project_qkv, ProjectQkvArgs{norm, centred, product, split});
+    }
     const auto normalise = centred ? self.table().layer_norm : self.table().rms_norm;
     const auto multiply = kernel_for(panels, self.table().linear, self.table().linear_int8);
     self.run([&](const Context& context) {
         const int64_t most = std::min(norm.rows, kRowsAtOnce);
         void* normed = self.between(0).reserve(most * norm.width * element_bytes(norm.element));
-        void* product = self.between(1).reserve(most * columns * element_bytes(split.joined_element));
+        void* joined = self.between(1).reserve(most * columns * element_bytes(split.joined_element));
         for (int64_t first = 0; first < norm.rows; first += kRowsAtOnce) {
             const int64_t rows = std::min(kRowsAtOnce, norm.rows - first);
             NormArgs of_norm = norm;
@@ -55,11 +69,14 @@ void project_qkv(Kernels& self, py::handle x, py::handle norm_weight, double nor
             of_norm.x = from_element(norm.x, norm.x_element, first * norm.width);
             of_norm.out = normed;
             normalise(context, of_norm);
-            multiply(context, LinearArgs{norm.element, split.joined_element, rows, norm.width, columns, normed,
-                                         panels.data, added.data, nullptr, product, 1.0f});
+            LinearArgs of_product = product;
+            of_product.rows = rows;
+            of_product.x = normed;
+            of_product.out = joined;
+            multiply(context, of_product);
             SplitQkvArgs of_split = split;
             of_split.rows = rows;
-            of_split.joined = product;
+            of_split.joined = joined;
             of_split.positions = split.positions + first;
             of_split.q = from_element(split.q, split.element, first * split.query_heads * split.head_dim);
             of_split.k = from_element(split.k, split.element, first * split.kv_heads * split.head_dim);

@@ -10,6 +10,7 @@
 #include "kernels/tile.inl.h"
 #include "kernels/panels.inl.h"
 #include "kernels/linear.inl.h"
+#include "kernels/project_qkv.inl.h"
 #include "kernels/expert_plan.inl.h"
 #include "kernels/experts.inl.h"
 #include "kernels/quads.inl.h"
@@ -42,6 +43,7 @@ constexpr KernelTable kTable = {
     route,
     linear,
     linear_int8,
+    project_qkv,
     experts,
     experts_int8,
     write_kv,

@@ -75,7 +75,7 @@ MOELENS_INLINE void put_words(const T* values, int64_t words, int count, float* 
 // activations that the tile's rows become.
 template <class T>
 struct FinishGateUp {
-    static constexpr bool kPrepares = true;
+    static constexpr bool kPrepares = true, kManyPanels = false;
     static constexpr int kHalf = kPanelColumns / 2;
     static constexpr int64_t kWords = kHalf / RowUnits<Format<T>>::type::kElements;  // of a row and panel
     Activation activation;
@@ -144,7 +144,7 @@ void run_gate_up(const Context& context, const ExpertsCall<T>& call) {
 
 // totals [token][32] += score * sums, for a row of sorted slots from `slot` on.
 struct FinishDown {
-    static constexpr bool kPrepares = false;
+    static constexpr bool kPrepares = false, kManyPanels = false;
     const ExpertPlan* plan;
     int64_t slot;
     float* totals;  // of token 0 of the chunk

@@ -2,37 +2,60 @@
 
 // How a product is cut: blocks of rows whose panels stay in the second-level cache, and blocks of weight panels.
 struct LinearTiling {
+    struct Task {
+        int64_t row_block, panel_block;
+    };
+
     int64_t tiles, tiles_per_block, row_blocks;
     int64_t panels, panels_per_block, panel_blocks;
+    int threads;
 
+    int64_t task_count() const { return row_blocks * panel_blocks; }
+    // As many blocks of rows as there are threads in turn: if all are equally fast, each thread gets one of them and
+    // all of its tasks, and packs its rows alone.
+    Task task(int64_t index) const {
+        const int64_t together = threads * panel_blocks, first = index / together * threads, i = index % together;
+        const int64_t blocks = smaller(threads, row_blocks - first);
+        return {first + i % blocks, i / blocks};
+    }
+    Panels rows_of(int64_t row_block, int64_t rows, const float* data) const {
+        return {data, rows, tiles, row_block * tiles / row_blocks, (row_block + 1) * tiles / row_blocks};
+    }
     int64_t first_panel(int64_t panel_block) const { return panel_block * panels_per_block; }
     int64_t last_panel(int64_t panel_block) const { return smaller(panels, first_panel(panel_block + 1)); }
     // The panel that a thread will begin with after a task, if all threads are equally fast.
-    int64_t following(int64_t task, int threads) const { return first_panel((task + threads) % panel_blocks); }
+    int64_t following(int64_t index) const {
+        return index + threads < task_count() ? first_panel(task(index + threads).panel_block) : 0;
+    }
 };
 
+// Blocks of panels are of whole groups of so many panels.
 template <class F>
-LinearTiling tile_linear(const LinearArgs& args, int threads) {
+LinearTiling tile_linear(const LinearArgs& args, int threads, int64_t group = 1) {
     constexpr int64_t kTasksPerThread = 12;
     constexpr int64_t kTaskBytes = 128 * 1024;  // of weights: a shorter stream is not worth a task
     LinearTiling t;
     t.tiles = tile_count(args.rows);
     const int64_t tile_bytes = row_floats<F>(args.inner) * kMaxRows * 4;
-    t.tiles_per_block = smaller(t.tiles, larger(kFewestTiles, kRowBytes / larger(1, tile_bytes)));
+    // Beside the rows, what is written and a residual pass through the same cache.
+    constexpr int64_t kBlockBytes = kSmallCache ? kRowBytes : kRowBytes / 2;
+    t.tiles_per_block = smaller(t.tiles, larger(kFewestTiles, kBlockBytes / larger(1, tile_bytes)));
     t.row_blocks = divide_rounding_up(t.tiles, t.tiles_per_block);
     t.panels = divide_rounding_up(args.columns, kPanelColumns);
     const int64_t panel_bytes = larger(1, steps_of<F>(args.inner) * kStepBytes);
     const int64_t wanted = divide_rounding_up(kTasksPerThread * threads, t.row_blocks);
     const int64_t fewest = larger(1, divide_rounding_up(kTaskBytes, panel_bytes * t.tiles_per_block));
-    t.panels_per_block = smaller(t.panels, larger(fewest, divide_rounding_up(t.panels, wanted)));
+    const int64_t groups = divide_rounding_up(larger(fewest, divide_rounding_up(t.panels, wanted)), group);
+    t.panels_per_block = smaller(t.panels, groups * group);
     t.panel_blocks = divide_rounding_up(t.panels, t.panels_per_block);
+    t.threads = threads;
     return t;
 }
 
 // out = residual + scale * (sums + bias), for some rows and the columns of one panel.
 template <class T, class Out>
 struct FinishLinear {
-    static constexpr bool kPrepares = false;
+    static constexpr bool kPrepares = false, kManyPanels = false;
     const LinearArgs* args;
     int64_t first_row, column;
 
@@ -80,12 +103,11 @@ void linear_typed(const Context& context, const LinearArgs& args) {
         packed[thread] = -1;  // the row block whose panels the thread holds
         context.scratch.local[thread].reserve((sums_floats + block_rows * floats) * 4);
     }
-    run_tasks(context, tiling.row_blocks * tiling.panel_blocks, [&](int64_t task, int thread) {
-        const int64_t block = task / tiling.panel_blocks, part = task % tiling.panel_blocks;
+    run_tasks(context, tiling.task_count(), [&](int64_t index, int thread) {
+        const auto [block, part] = tiling.task(index);
         float* sums = static_cast<float*>(context.scratch.local[thread].data());
         float* rows = sums + sums_floats;
-        Panels a{rows, args.rows, tiling.tiles, block * tiling.tiles_per_block,
-                 smaller(tiling.tiles, (block + 1) * tiling.tiles_per_block)};
+        Panels a = tiling.rows_of(block, args.rows, rows);
         const int64_t first_row = a.first_row();
         a.data -= first_row * floats;
         if (packed[thread] != block) {
@@ -105,7 +127,7 @@ void linear_typed(const Context& context, const LinearArgs& args) {
         const int64_t end = tiling.last_panel(part);
         FinishedBeside<Finish> unfinished(sums);
         for (int64_t panel = tiling.first_panel(part); panel < end; ++panel) {
-            const int64_t next = panel + 1 < end ? panel + 1 : tiling.following(task, threads);
+            const int64_t next = panel + 1 < end ? panel + 1 : tiling.following(index);
             const int64_t column = panel * kPanelColumns;
             const auto begin = [&](int64_t row, int64_t rows) MOELENS_INLINED {
                 const Finish finish{&args, row, column};

@@ -50,11 +50,10 @@ void linear_int8_typed(const Context& context, const LinearArgs& args) {
         context.scratch.local[thread].reserve(block_rows * floats * 4);
     }
     quantize_rows(context, static_cast<const T*>(args.x), args.rows, args.inner, call.rows);
-    run_tasks(context, tiling.row_blocks * tiling.panel_blocks, [&](int64_t task, int thread) {
-        const int64_t block = task / tiling.panel_blocks, part = task % tiling.panel_blocks;
+    run_tasks(context, tiling.task_count(), [&](int64_t index, int thread) {
+        const auto [block, part] = tiling.task(index);
         float* rows = static_cast<float*>(context.scratch.local[thread].data());
-        Panels a{rows, args.rows, tiling.tiles, block * tiling.tiles_per_block,
-                 smaller(tiling.tiles, (block + 1) * tiling.tiles_per_block)};
+        Panels a = tiling.rows_of(block, args.rows, rows);
         if (call.packed[thread] != block) {
             pack_quantized(call.rows, args.inner, a, rows);
             call.packed[thread] = block;
@@ -65,7 +64,7 @@ void linear_int8_typed(const Context& context, const LinearArgs& args) {
         };
         const int64_t end = tiling.last_panel(part);
         for (int64_t panel = tiling.first_panel(part); panel < end; ++panel) {
-            const int64_t next = panel + 1 < end ? panel + 1 : tiling.following(task, threads);
+            const int64_t next = panel + 1 < end ? panel + 1 : tiling.following(index);
             multiply_quad_panel(
                 a, call.rows, [](int64_t row) { return row; }, weights(panel), steps, weights(next),
                 [&](int64_t row) { return FinishLinear<T, Out>{&args, row, panel * kPanelColumns}; });

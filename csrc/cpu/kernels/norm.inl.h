@@ -8,61 +8,70 @@ MOELENS_INLINE float sum_over(const T* x, int64_t width, const F& f) {
     return sum(total);
 }
 
-template <class X, class T>
-void rms_norm_rows(const Context& context, const NormArgs& args) {
-    const T* weight = static_cast<const T*>(args.weight);
-    const int64_t width = args.width;
-    for_rows(context, args.rows, width, [&](int64_t row) {
-        const X* x = static_cast<const X*>(args.x) + row * width;
-        T* out = static_cast<T*>(args.out) + row * width;
-        const float squares = sum_over(x, width, [](F32 a) { return a * a; });
-        const F32 factor = splat(1.0f / sqrtf(squares / static_cast<float>(width) + args.eps));
-        for (int64_t i = 0; i < width; i += kLanes) {
-            const F32 normed = load_up_to(x + i, width - i) * factor;
-            store_up_to(out + i, normed * load_up_to(weight + i, width - i), width - i);
-        }
-    });
+// One row: what a vector of it is multiplied by so that its mean square is 1.
+template <class X>
+MOELENS_INLINE F32 factor_of_squares(const X* x, int64_t width, float eps) {
+    const float squares = sum_over(x, width, [](F32 a) { return a * a; });
+    return splat(1.0f / sqrtf(squares / static_cast<float>(width) + eps));
 }
 
 template <class X, class T>
-void layer_norm_rows(const Context& context, const NormArgs& args) {
+MOELENS_INLINE void rms_norm_row(const NormArgs& args, const X* x, T* out) {
     const T* weight = static_cast<const T*>(args.weight);
     const int64_t width = args.width;
-    for_rows(context, args.rows, width, [&](int64_t row) {
-        const X* x = static_cast<const X*>(args.x) + row * width;
-        T* out = static_cast<T*>(args.out) + row * width;
-        const F32 mean = splat(sum_over(x, width, [](F32 a) { return a; }) / static_cast<float>(width));
-        F32 squares = zeros();
-        for (int64_t i = 0; i < width; i += kLanes) {
-            const F32 centred = load_up_to(x + i, width - i) - mean;
-            alignas(64) float kept[kLanes];
-            store(kept, centred * centred);
-            squares = squares + load_up_to(kept, width - i);  // lanes past the end count as zero
-        }
-        const F32 factor = splat(1.0f / sqrtf(sum(squares) / static_cast<float>(width) + args.eps));
-        for (int64_t i = 0; i < width; i += kLanes) {
-            const F32 centred = load_up_to(x + i, width - i) - mean;
-            store_up_to(out + i, centred * factor * load_up_to(weight + i, width - i), width - i);
-        }
+    const F32 factor = factor_of_squares(x, width, args.eps);
+    for (int64_t i = 0; i < width; i += kLanes) {
+        const F32 normed = load_up_to(x + i, width - i) * factor;
+        store_up_to(out + i, normed * load_up_to(weight + i, width - i), width - i);
+    }
+}
+
+template <class X, class T>
+MOELENS_INLINE void layer_norm_row(const NormArgs& args, const X* x, T* out) {
+    const T* weight = static_cast<const T*>(args.weight);
+    const int64_t width = args.width;
+    const F32 mean = splat(sum_over(x, width, [](F32 a) { return a; }) / static_cast<float>(width));
+    F32 squares = zeros();
+    for (int64_t i = 0; i < width; i += kLanes) {
+        const F32 centred = load_up_to(x + i, width - i) - mean;
+        alignas(64) float kept[kLanes];
+        store(kept, centred * centred);
+        squares = squares + load_up_to(kept, width - i);  // lanes past the end count as zero
+    }
+    const F32 factor = splat(1.0f / sqrtf(sum(squares) / static_cast<float>(width) + args.eps));
+    for (int64_t i = 0; i < width; i += kLanes) {
+        const F32 centred = load_up_to(x + i, width - i) - mean;
+        store_up_to(out + i, centred * factor * load_up_to(weight + i, width - i), width - i);
+    }
+}
+
+template <class X, class T>
+MOELENS_INLINE void norm_row(const NormArgs& args, bool centred, const X* x, T* out) {
+    centred ? layer_norm_row(args, x, out) : rms_norm_row(args, x, out);
+}
+
+template <class X, class T>
+void norm_rows(const Context& context, const NormArgs& args, bool centred) {
+    for_rows(context, args.rows, args.width, [&](int64_t row) {
+        const int64_t at = row * args.width;
+        norm_row(args, centred, static_cast<const X*>(args.x) + at, static_cast<T*>(args.out) + at);
     });
+}
+
+void norm(const Context& context, const NormArgs& args, bool centred) {
+    if (args.element == Element::kFloat32) {
+        norm_rows<float, float>(context, args, centred);
+    } else if (args.x_element == Element::kFloat32) {
+        norm_rows<float, Bf16>(context, args, centred);
+    } else {
+        norm_rows<Bf16, Bf16>(context, args, centred);
+    }
 }
 
 void rms_norm(const Context& context, const NormArgs& args) {
-    if (args.element == Element::kFloat32) {
-        rms_norm_rows<float, float>(context, args);
-    } else if (args.x_element == Element::kFloat32) {
-        rms_norm_rows<float, Bf16>(context, args);
-    } else {
-        rms_norm_rows<Bf16, Bf16>(context, args);
-    }
+    norm(context, args, false);
 }
 
 void layer_norm(const Context& context, const NormArgs& args) {
-    if (args.element == Element::kFloat32) {
-        layer_norm_rows<float, float>(context, args);
-    } else if (args.x_element == Element::kFloat32) {
-        layer_norm_rows<float, Bf16>(context, args);
-    } else {
-        layer_norm_rows<Bf16, Bf16>(context, args);
-    }
+    norm(context, args, true);
 }

@@ -125,18 +125,17 @@ constexpr int64_t kNearSteps = 256;  // of a single tile, in which as many more 
 constexpr int64_t kRowBytes = (kSmallCache ? 192 : 384) * 1024;
 constexpr int64_t kFewestTiles = kSmallCache ? 4 : 8;
 
-// sums [rows of a tile][32] = the tile times one panel of B; as multiply_panel of a single tile. What is multiplied now
-// hides what is read next, so that comes to the first-level cache: on Zen 5, with cold weights, up to 1.15 times as
-// fast as a panel ahead in the second-level cache where memory is fast, and never slower.
+// sums [rows of a tile][32], `stride` apart, = the tile times one panel of B; as multiply_panel of a single tile. What
+// is multiplied now hides what is read next, so that comes to the first-level cache: on Zen 5, with cold weights, up
+// to 1.15 times as fast as a panel ahead in the second-level cache where memory is fast, and never slower.
 template <class F>
 MOELENS_INLINE void multiply_single_tile(const float* a, int rows, const float* b, int64_t steps, float* sums,
-                                         const float* next) {
+                                         int64_t stride, const float* next) {
     for (int64_t s = 0; s < steps; s += kNearSteps) {
         const int64_t some = smaller(kNearSteps, steps - s);
         const float* part = b + s * kPanelColumns;
         const float* coming = s + kNearSteps < steps ? part + kNearSteps * kPanelColumns : next;
-        multiply_tile<F>({a + F::kUnitsPerStep * s * rows, part, some, rows, sums, kPanelColumns, s > 0},
-                         in_order<1>(coming));
+        multiply_tile<F>({a + F::kUnitsPerStep * s * rows, part, some, rows, sums, stride, s > 0}, in_order<1>(coming));
     }
 }
 
@@ -147,18 +146,19 @@ MOELENS_INLINE void fetch_to_write(const void* first, int64_t bytes) {
 }
 
 // A product whose sums are taken tile by tile: while one tile is multiplied, the rows of the one before it are
-// finished.
+// finished. Where a row is finished by the sums of several panels, that begins when the last of them is multiplied.
 //
-// Finish is what finishes the rows of a tile: finish(row, its 32 sums). A processor has only so many instructions under
-// way, so a long chain of them would hold up the multiplications after it. Where Finish::kPrepares, its first half is
-// finish.prepare(sums, prepared), and some steps later comes finish(row, sums, prepared).
+// Finish is what finishes the rows of a tile: finish(row, its sums, 32 a panel), by one panel unless kManyPanels. A
+// processor has only so many instructions under way, so a long chain of them would hold up the multiplications after
+// it. Where Finish::kPrepares, its first half is finish.prepare(sums, prepared), and some steps later comes finish(row,
+// sums, prepared).
 template <class Finish>
 class FinishedBeside {
   public:
-    // Room for the sums of a range of so many tiles, in floats.
-    static constexpr int64_t floats(int64_t tiles) { return (tiles + 2) * kTileFloats; }
+    // Room for the sums of a range of so many tiles, in floats; `panels` are those that a row is finished by.
+    static constexpr int64_t floats(int64_t tiles, int64_t panels = 1) { return (tiles * panels + 2) * kTileFloats; }
 
-    explicit FinishedBeside(float* sums) : room_(sums) {}
+    explicit FinishedBeside(float* sums, int64_t panels = 1) : room_(sums), panels_(panels) {}
     FinishedBeside(const FinishedBeside&) = delete;
 
     // What is done between the steps of the tile that comes after the unfinished one.
@@ -175,7 +175,10 @@ class FinishedBeside {
     // Where a tile's sums go that is multiplied in one go; not where the unfinished ones are.
     float* next_sums() const { return sums_ == room_ ? room_ + kTileFloats : room_; }
     // Where they go, and stay, if it is multiplied in several.
-    float* kept_sums(int64_t tile) const { return room_ + (tile + 2) * kTileFloats; }
+    float* kept_sums(int64_t tile) const { return room_ + (tile * panels() + 2) * kTileFloats; }
+    // Sums of one row to those of the next.
+    int64_t stride() const { return panels() * kPanelColumns; }
+    int64_t panels() const { return Finish::kManyPanels ? panels_ : 1; }
 
     // The tile before has been finished. This one has been multiplied.
     void leave(const Finish& finish, int rows, const float* sums) {
@@ -193,9 +196,10 @@ class FinishedBeside {
   private:
     static constexpr int64_t kTileFloats = kMaxRows * kPanelColumns;
 
-    const float* sums_of(int row) const { return sums_ + row * kPanelColumns; }
+    const float* sums_of(int row) const { return sums_ + row * stride(); }
 
-    float* room_;
+    float* const room_;
+    const int64_t panels_;
     Finish finish_{};
     int rows_ = 0;
     const float* sums_ = nullptr;
@@ -204,18 +208,25 @@ class FinishedBeside {
 
 // A range of A times one panel of B, of as many tiles' rows; `next` is the panel that comes after it. Each tile fetches
 // its share of what comes, and the rows of the next tile. begin(row, rows), before a tile is multiplied, fetches what
-// its rows will be written to and returns what finishes them.
+// its rows will be written to and returns what finishes them. The panel is the `index`-th of those that finish a row.
 template <class F, class Finish, class Begin>
 MOELENS_INLINE void multiply_panel(const Panels& a, const float* b, int64_t steps, const float* next,
-                                   FinishedBeside<Finish>& unfinished, const Begin& begin) {
-    const int64_t tiles = a.last_tile - a.first_tile;
+                                   FinishedBeside<Finish>& unfinished, const Begin& begin, int64_t index = 0) {
+    const int64_t tiles = a.last_tile - a.first_tile, stride = unfinished.stride(), column = index * kPanelColumns;
+    const bool is_last = index + 1 == unfinished.panels();
+    const bool is_kept = steps > kSteps || Finish::kManyPanels;
     if (tiles == 1) {
         unfinished.finish_all();
         const int64_t row = a.first_row();
         const int count = static_cast<int>(a.row_count());
-        float* sums = unfinished.next_sums();
+        float* sums = is_kept ? unfinished.kept_sums(0) : unfinished.next_sums();
+        const auto multiply = [&]() MOELENS_INLINED {
+            const float* rows = a.data + F::kUnitsPerStep * row * steps;
+            multiply_single_tile<F>(rows, count, b, steps, sums + column, stride, next);
+        };
+        if (!is_last) return multiply();
         const Finish finish = begin(row, count);
-        multiply_single_tile<F>(a.data + F::kUnitsPerStep * row * steps, count, b, steps, sums, next);
+        multiply();
         unfinished.leave(finish, count, sums);
         return unfinished.finish_all();
     }
@@ -229,12 +240,12 @@ MOELENS_INLINE void multiply_panel(const Panels& a, const float* b, int64_t step
             const float* rows = a.data + F::kUnitsPerStep * (row * steps + s * count);
             const float* share = coming + smaller(tile * advance, kPanelColumns) * some;
             const float* next_rows = rows + F::kUnitsPerStep * count * steps;
-            float* sums = steps <= kSteps ? unfinished.next_sums() : unfinished.kept_sums(tile);
+            float* sums = is_kept ? unfinished.kept_sums(tile) : unfinished.next_sums();
             const auto multiply = [&]() MOELENS_INLINED {
-                multiply_tile<F>({rows, b + s * kPanelColumns, some, count, sums, kPanelColumns, s > 0},
+                multiply_tile<F>({rows, b + s * kPanelColumns, some, count, sums + column, stride, s > 0},
                                  TwoStreams{share, next_rows, advance, F::kUnitsPerStep * count}, unfinished);
             };
-            if (s + some < steps) {
+            if (s + some < steps || !is_last) {
                 multiply();
                 unfinished.leave_nothing();
             } else {

@@ -1,8 +1,13 @@
 // split_qkv: q, k and v out of their joined product; q and k normalised and rotated (pairs i, i + pairs of each head).
 // All of it in float32, in one pass over a row that stays in the first-level cache, with one rounding at the end.
 
+// Room for the cosines of a row, and for its sines.
+MOELENS_INLINE int64_t rotation_lanes(const SplitQkvArgs& args) {
+    return divide_rounding_up(args.pairs, kLanes) * kLanes;
+}
+
 // Cosine and sine of the angles position * inverse_frequencies, times magnitude.
-MOELENS_INLINE void rotations(const SplitQkvArgs& args, int64_t row, float* cosines, float* sines) {
+MOELENS_INLINE void compute_rotations(const SplitQkvArgs& args, int64_t row, float* cosines, float* sines) {
     const F32 position = splat(static_cast<float>(args.positions[row])), magnitude = splat(args.magnitude);
     for (int64_t i = 0; i < args.pairs; i += kLanes) {
         F32 cosine, sine;
@@ -12,23 +17,30 @@ MOELENS_INLINE void rotations(const SplitQkvArgs& args, int64_t row, float* cosi
     }
 }
 
-// The elements of one head before they turn: as they are, or normalised; held to the limit.
-template <class X, class T>
-struct HeadElements {
+// Elements i … i + n of a row, or a whole vector of them.
+template <class X>
+struct RowElements {
     const X* x;
+
+    MOELENS_INLINE F32 at(int64_t i, int64_t n) const { return load_up_to(x + i, n); }
+};
+
+// The elements of one head before they turn: as they are, or normalised; held to the limit.
+template <class Elements, class T>
+struct HeadElements {
+    Elements elements;
     const T* weight;  // null: not normalised
     F32 factor, lowest, limit;
 
-    // Elements i … i + n, or a whole vector of them.
     MOELENS_INLINE F32 at(int64_t i, int64_t n) const {
-        F32 y = load_up_to(x + i, n);
+        F32 y = elements.at(i, n);
         if (weight) y = y * factor * load_up_to(weight + i, n);
         return max(lowest, min(limit, y));  // in this order of operands a NaN stays one
     }
 };
 
-template <class X, class T>
-MOELENS_INLINE void rotate_head(const SplitQkvArgs& args, const HeadElements<X, T>& head, const float* cosines,
+template <class Elements, class T>
+MOELENS_INLINE void rotate_head(const SplitQkvArgs& args, const HeadElements<Elements, T>& head, const float* cosines,
                                 const float* sines, T* out) {
     const int64_t pairs = args.pairs;
     for (int64_t i = 0; i < pairs; i += kLanes) {
@@ -43,19 +55,22 @@ MOELENS_INLINE void rotate_head(const SplitQkvArgs& args, const HeadElements<X, 
     }
 }
 
+template <class Elements, class T>
+MOELENS_INLINE void copy_head(const HeadElements<Elements, T>& head, int64_t width, T* out) {
+    for (int64_t i = 0; i < width; i += kLanes) store_up_to(out + i, head.at(i, width - i), width - i);
+}
+
 // One row's q or k: `norm` is of one head's width or of all heads'.
 template <class X, class T>
 MOELENS_INLINE void split_rotated(const SplitQkvArgs& args, const X* x, int64_t heads, const NormWeight& norm,
                                   const float* cosines, const float* sines, T* out) {
-    HeadElements<X, T> head{x, static_cast<const T*>(norm.data), zeros(), splat(-args.limit), splat(args.limit)};
+    HeadElements<RowElements<X>, T> head{
+        {x}, static_cast<const T*>(norm.data), zeros(), splat(-args.limit), splat(args.limit)};
     for (int64_t offset = 0; offset < heads * args.head_dim; offset += args.head_dim) {
-        head.x = x + offset;
+        head.elements.x = x + offset;
         if (head.weight) {
             const int64_t within = offset % norm.width;
-            if (within == 0) {
-                const float squares = sum_over(head.x, norm.width, [](F32 a) { return a * a; });
-                head.factor = splat(1.0f / sqrtf(squares / static_cast<float>(norm.width) + args.eps));
-            }
+            if (within == 0) head.factor = factor_of_squares(head.elements.x, norm.width, args.eps);
             head.weight = static_cast<const T*>(norm.data) + within;
         }
         rotate_head(args, head, cosines, sines, out + offset);
@@ -64,7 +79,7 @@ MOELENS_INLINE void split_rotated(const SplitQkvArgs& args, const X* x, int64_t 
 
 template <class X, class T>
 void split_rows(const Context& context, const SplitQkvArgs& args) {
-    const int64_t padded = divide_rounding_up(args.pairs, kLanes) * kLanes;
+    const int64_t padded = rotation_lanes(args);
     const int64_t q_width = args.query_heads * args.head_dim, kv_width = args.kv_heads * args.head_dim;
     const int64_t width = q_width + 2 * kv_width;
     for (int thread = 0; thread < context.team.threads(); ++thread) {
@@ -79,16 +94,14 @@ void split_rows(const Context& context, const SplitQkvArgs& args) {
         for (int64_t row = task * per_task; row < end; ++row) {
             const X* x = static_cast<const X*>(args.joined) + row * width;
             T* v = static_cast<T*>(args.v) + row * kv_width;
-            rotations(args, row, cosines, sines);
+            compute_rotations(args, row, cosines, sines);
             split_rotated(args, x, args.query_heads, args.q_norm, cosines, sines,
                           static_cast<T*>(args.q) + row * q_width);
             split_rotated(args, x + q_width, args.kv_heads, args.k_norm, cosines, sines,
                           static_cast<T*>(args.k) + row * kv_width);
-            const HeadElements<X, T> values{x + q_width + kv_width, nullptr, zeros(), splat(-args.limit),
-                                            splat(args.limit)};
-            for (int64_t i = 0; i < kv_width; i += kLanes) {
-                store_up_to(v + i, values.at(i, kv_width - i), kv_width - i);
-            }
+            const HeadElements<RowElements<X>, T> values{
+                {x + q_width + kv_width}, nullptr, zeros(), splat(-args.limit), splat(args.limit)};
+            copy_head(values, kv_width, v);
         }
     });
 }
