@@ -55,6 +55,16 @@ struct ProjectQkvArgs {
     SplitQkvArgs split;
 };
 
+// linear, a norm of its result, linear of that and route in turn; what the last three would read from the one before is
+// unused, but for the norm's out.
+struct ProjectAndRouteArgs {
+    LinearArgs projection;
+    NormArgs norm;
+    bool centred;  // the norm is a layer_norm
+    LinearArgs router;
+    RouteArgs route;
+};
+
 // Rows of a matrix W [N, K] into storage; W[n, k] lies at source + n * row_stride + k * column_stride (in elements,
 // one of the strides is 1).
 struct MatrixSource {
@@ -148,6 +158,7 @@ struct KernelTable {
     void (*linear)(const Context&, const LinearArgs&);
     void (*linear_int8)(const Context&, const LinearArgs&);  // by a weight that pack_matrix_int8 packed
     void (*project_qkv)(const Context&, const ProjectQkvArgs&);
+    void (*project_and_route)(const Context&, const ProjectAndRouteArgs&);
     void (*experts)(const Context&, const ExpertsArgs&);
     void (*experts_int8)(const Context&, const ExpertsArgs&);
     void (*write_kv)(const Context&, const WriteKvArgs&);

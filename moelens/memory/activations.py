@@ -17,7 +17,7 @@ import torch
 from moelens.errors import CapacityError
 from moelens.memory.arena import Arena, align
 
-LEAST_BYTES = 1 << 20  # what is smaller comes from the C library, which keeps it
+LEAST_BYTES = 4 << 20  # what is smaller comes from the C library, which keeps it and is quicker
 PAGE_BYTES = 2 << 20  # a huge page
 
 

@@ -15,6 +15,8 @@ namespace moelens {
 namespace {
 
 constexpr int64_t kRowsAtOnce = 512;
+// Of a thread, that are worth reading all of a layer's projection and router for.
+constexpr int64_t kRowsOfThread = 256;
 
 int64_t element_bytes(Element element) {
     return element == Element::kBFloat16 ? 2 : 4;
@@ -101,6 +103,13 @@ void project_and_route(Kernels& self, py::handle attended, py::handle output, in
                                            dtype_of(norm.element));
     arguments.set("E", experts);
     const RouteArgs route = route_args(arguments, scoring, norm_power, ids, weights);
+    const LinearArgs logits_of{norm.element, Element::kFloat32, norm.rows, norm.width, experts, nullptr,
+                               panels.data,  nullptr,           nullptr,   nullptr,    1.0f};
+    const bool is_int8 = panels.dtype == DType::kInt8 || projection.multiply == self.table().linear_int8;
+    if (!is_int8 && norm.rows >= kRowsOfThread * self.threads()) {
+        return self.call(self.table().project_and_route,
+                         ProjectAndRouteArgs{projection.args, norm, centred, logits_of, route});
+    }
     const auto normalise = centred ? self.table().layer_norm : self.table().rms_norm;
     const auto multiply = kernel_for(panels, self.table().linear, self.table().linear_int8);
     self.run([&](const Context& context) {
@@ -121,8 +130,11 @@ void project_and_route(Kernels& self, py::handle attended, py::handle output, in
             of_norm.x = of_projection.out;
             of_norm.out = from_element(norm.out, norm.element, first * norm.width);
             normalise(context, of_norm);
-            multiply(context, LinearArgs{norm.element, Element::kFloat32, rows, norm.width, experts, of_norm.out,
-                                         panels.data, nullptr, nullptr, logits, 1.0f});
+            LinearArgs of_router = logits_of;
+            of_router.rows = rows;
+            of_router.x = of_norm.out;
+            of_router.out = logits;
+            multiply(context, of_router);
             RouteArgs of_route = route;
             of_route.rows = rows;
             of_route.logits = logits;

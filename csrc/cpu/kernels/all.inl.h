@@ -11,6 +11,7 @@
 #include "kernels/panels.inl.h"
 #include "kernels/linear.inl.h"
 #include "kernels/project_qkv.inl.h"
+#include "kernels/project_and_route.inl.h"
 #include "kernels/expert_plan.inl.h"
 #include "kernels/experts.inl.h"
 #include "kernels/quads.inl.h"
@@ -44,6 +45,7 @@ constexpr KernelTable kTable = {
     linear,
     linear_int8,
     project_qkv,
+    project_and_route,
     experts,
     experts_int8,
     write_kv,

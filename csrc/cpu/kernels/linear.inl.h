@@ -18,8 +18,19 @@ struct LinearTiling {
         const int64_t blocks = smaller(threads, row_blocks - first);
         return {first + i % blocks, i / blocks};
     }
-    Panels rows_of(int64_t row_block, int64_t rows, const float* data) const {
-        return {data, rows, tiles, row_block * tiles / row_blocks, (row_block + 1) * tiles / row_blocks};
+    // Of a matrix of so many rows, packed to `data` with so many floats a row.
+    Panels rows_of(int64_t row_block, int64_t rows, const float* data, int64_t floats) const {
+        Panels a{data, rows, tiles, row_block * tiles / row_blocks, (row_block + 1) * tiles / row_blocks};
+        a.data -= a.first_row() * floats;
+        return a;
+    }
+    // The same with all panels in one task, and as many blocks for each thread.
+    LinearTiling of_whole_rows() const {
+        LinearTiling whole = *this;
+        whole.row_blocks = smaller(tiles, divide_rounding_up(row_blocks, threads) * threads);
+        whole.panels_per_block = panels;
+        whole.panel_blocks = 1;
+        return whole;
     }
     int64_t first_panel(int64_t panel_block) const { return panel_block * panels_per_block; }
     int64_t last_panel(int64_t panel_block) const { return smaller(panels, first_panel(panel_block + 1)); }
@@ -88,16 +99,49 @@ struct FinishLinear {
     }
 };
 
+// Packs the rows of x that are some tiles of a product.
+template <class T>
+void pack_tiles(const LinearArgs& args, const Panels& a, float* rows) {
+    using F = Format<T>;
+    for (int64_t tile = a.first_tile; tile < a.last_tile; ++tile) {
+        const T* sources[kMaxRows];
+        const int64_t begin = a.begin(tile);
+        const int count = static_cast<int>(a.begin(tile + 1) - begin);
+        for (int r = 0; r < count; ++r) sources[r] = static_cast<const T*>(args.x) + (begin + r) * args.inner;
+        pack_rows<F>(sources, count, args.inner, rows + (begin - a.first_row()) * row_floats<F>(args.inner));
+    }
+}
+
+// Some tiles times panels [first, end) of the weight; `next` is the panel that comes after them.
+template <class T, class Out>
+void multiply_panels(const LinearArgs& args, const Panels& a, int64_t first, int64_t end, const float* next,
+                     float* sums) {
+    using F = Format<T>;
+    using Finish = FinishLinear<T, Out>;
+    const int64_t steps = steps_of<F>(args.inner);
+    const float* weights = static_cast<const float*>(args.weight);
+    FinishedBeside<Finish> unfinished(sums);
+    for (int64_t panel = first; panel < end; ++panel) {
+        const float* following = panel + 1 < end ? weights + (panel + 1) * steps * kPanelColumns : next;
+        const auto begin = [&](int64_t row, int64_t rows) MOELENS_INLINED {
+            const Finish finish{&args, row, panel * kPanelColumns};
+            finish.fetch(rows);
+            return finish;
+        };
+        multiply_panel<F>(a, weights + panel * steps * kPanelColumns, steps, following, unfinished, begin);
+    }
+    unfinished.finish_all();
+}
+
 template <class T, class Out>
 void linear_typed(const Context& context, const LinearArgs& args) {
     using F = Format<T>;
     if (args.rows == 0 || args.columns == 0) return;
     const int threads = context.team.threads();
     const LinearTiling tiling = tile_linear<F>(args, threads);
-    const int64_t steps = steps_of<F>(args.inner), floats = row_floats<F>(args.inner);
-    using Finish = FinishLinear<T, Out>;
+    const int64_t floats = row_floats<F>(args.inner), panel_floats = steps_of<F>(args.inner) * kPanelColumns;
     const int64_t block_rows = tiling.tiles_per_block * kMaxRows;
-    const int64_t sums_floats = FinishedBeside<Finish>::floats(tiling.tiles_per_block);
+    const int64_t sums_floats = FinishedBeside<FinishLinear<T, Out>>::floats(tiling.tiles_per_block);
     int64_t* packed = static_cast<int64_t*>(context.scratch.shared.reserve(threads * sizeof(int64_t)));
     for (int thread = 0; thread < threads; ++thread) {
         packed[thread] = -1;  // the row block whose panels the thread holds
@@ -107,36 +151,13 @@ void linear_typed(const Context& context, const LinearArgs& args) {
         const auto [block, part] = tiling.task(index);
         float* sums = static_cast<float*>(context.scratch.local[thread].data());
         float* rows = sums + sums_floats;
-        Panels a = tiling.rows_of(block, args.rows, rows);
-        const int64_t first_row = a.first_row();
-        a.data -= first_row * floats;
+        const Panels a = tiling.rows_of(block, args.rows, rows, floats);
         if (packed[thread] != block) {
-            for (int64_t tile = a.first_tile; tile < a.last_tile; ++tile) {
-                const T* sources[kMaxRows];
-                const int count = static_cast<int>(a.begin(tile + 1) - a.begin(tile));
-                for (int r = 0; r < count; ++r) {
-                    sources[r] = static_cast<const T*>(args.x) + (a.begin(tile) + r) * args.inner;
-                }
-                pack_rows<F>(sources, count, args.inner, rows + (a.begin(tile) - first_row) * floats);
-            }
+            pack_tiles<T>(args, a, rows);
             packed[thread] = block;
         }
-        const auto weights = [&](int64_t panel) {
-            return static_cast<const float*>(args.weight) + panel * steps * kPanelColumns;
-        };
-        const int64_t end = tiling.last_panel(part);
-        FinishedBeside<Finish> unfinished(sums);
-        for (int64_t panel = tiling.first_panel(part); panel < end; ++panel) {
-            const int64_t next = panel + 1 < end ? panel + 1 : tiling.following(index);
-            const int64_t column = panel * kPanelColumns;
-            const auto begin = [&](int64_t row, int64_t rows) MOELENS_INLINED {
-                const Finish finish{&args, row, column};
-                finish.fetch(rows);
-                return finish;
-            };
-            multiply_panel<F>(a, weights(panel), steps, weights(next), unfinished, begin);
-        }
-        unfinished.finish_all();
+        const float* next = static_cast<const float*>(args.weight) + tiling.following(index) * panel_floats;
+        multiply_panels<T, Out>(args, a, tiling.first_panel(part), tiling.last_panel(part), next, sums);
     });
 }
 

@@ -53,12 +53,11 @@ void linear_int8_typed(const Context& context, const LinearArgs& args) {
     run_tasks(context, tiling.task_count(), [&](int64_t index, int thread) {
         const auto [block, part] = tiling.task(index);
         float* rows = static_cast<float*>(context.scratch.local[thread].data());
-        Panels a = tiling.rows_of(block, args.rows, rows);
+        const Panels a = tiling.rows_of(block, args.rows, rows, floats);
         if (call.packed[thread] != block) {
             pack_quantized(call.rows, args.inner, a, rows);
             call.packed[thread] = block;
         }
-        a.data -= a.first_row() * floats;
         const auto weights = [&](int64_t panel) {
             return static_cast<const float*>(args.weight) + panel * panel_floats;
         };

@@ -98,9 +98,8 @@ void project_qkv_typed(const Context& context, const ProjectQkvArgs& args) {
         float* rows = sums + sums_floats;
         float* rotations = rows + block_rows * floats;
         T* normed = reinterpret_cast<T*>(rotations + block_rows * rotation_floats);
-        Panels a = tiling.rows_of(block, product.rows, rows);
+        const Panels a = tiling.rows_of(block, product.rows, rows, floats);
         const int64_t first_row = a.first_row();
-        a.data -= first_row * floats;
         if (packed[thread] != block) {
             for (int64_t tile = a.first_tile; tile < a.last_tile; ++tile) {
                 const T* sources[kMaxRows];

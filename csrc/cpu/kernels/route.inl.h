@@ -81,28 +81,31 @@ MOELENS_INLINE void divide_by_norm(float* weights, int64_t active, float norm) {
     for (int64_t a = 0; a < active; ++a) weights[a] = weights[a] / divisor;
 }
 
+// One row, by its logits.
+void route_row(const RouteArgs& args, int64_t row, const float* logits) {
+    int32_t* ids = args.ids + row * args.active;
+    float* weights = args.weights + row * args.active;
+    if (!choose_experts_by_vectors(logits, args.experts, args.active, ids)) {
+        choose_experts(logits, args.experts, args.active, ids);
+    }
+    const float best = logits[ids[0]];
+    for (int64_t a = 0; a < args.active; a += kLanes) {
+        float chosen[kLanes] = {};
+        const int64_t n = smaller(kLanes, args.active - a);
+        for (int64_t i = 0; i < n; ++i) chosen[i] = logits[ids[a + i]] - best;
+        store_up_to(weights + a, exp(load(chosen)), n);
+    }
+    float total = 0;
+    if (args.scoring == Scoring::kSoftmax) {
+        total = sum_of_exponentials(logits, args.experts, best);
+    } else {
+        for (int64_t a = 0; a < args.active; ++a) total += weights[a];
+    }
+    for (int64_t a = 0; a < args.active; ++a) weights[a] = weights[a] / total;
+    if (args.norm != 0) divide_by_norm(weights, args.active, args.norm);
+}
+
 void route(const Context& context, const RouteArgs& args) {
-    for_rows(context, args.rows, 8 * args.experts, [&](int64_t row) {
-        const float* logits = args.logits + row * args.experts;
-        int32_t* ids = args.ids + row * args.active;
-        float* weights = args.weights + row * args.active;
-        if (!choose_experts_by_vectors(logits, args.experts, args.active, ids)) {
-            choose_experts(logits, args.experts, args.active, ids);
-        }
-        const float best = logits[ids[0]];
-        for (int64_t a = 0; a < args.active; a += kLanes) {
-            float chosen[kLanes] = {};
-            const int64_t n = smaller(kLanes, args.active - a);
-            for (int64_t i = 0; i < n; ++i) chosen[i] = logits[ids[a + i]] - best;
-            store_up_to(weights + a, exp(load(chosen)), n);
-        }
-        float total = 0;
-        if (args.scoring == Scoring::kSoftmax) {
-            total = sum_of_exponentials(logits, args.experts, best);
-        } else {
-            for (int64_t a = 0; a < args.active; ++a) total += weights[a];
-        }
-        for (int64_t a = 0; a < args.active; ++a) weights[a] = weights[a] / total;
-        if (args.norm != 0) divide_by_norm(weights, args.active, args.norm);
-    });
+    for_rows(context, args.rows, 8 * args.experts,
+             [&](int64_t row) { route_row(args, row, args.logits + row * args.experts); });
 }
