@@ -178,6 +178,13 @@ void write_totals(const ExpertsArgs& args, int64_t first_token, int64_t tokens, 
     }
 }
 
+// The panel that comes `index`-th, such that threads which are equally fast are always at panels far apart: beside the
+// lines that a thread writes of its columns, the processor fetches their neighbours, which another would be writing.
+MOELENS_INLINE int64_t panel_apart(int64_t index, int64_t panels, int64_t threads) {
+    const int64_t range = index % threads;
+    return range * (panels / threads) + smaller(range, panels % threads) + index / threads;
+}
+
 template <class T>
 void run_down(const Context& context, const ExpertsCall<T>& call) {
     const ExpertPlan& plan = call.plan;
@@ -185,7 +192,7 @@ void run_down(const Context& context, const ExpertsCall<T>& call) {
     const int64_t panel_floats = call.down_steps * kPanelColumns;
     const float* weights = static_cast<const float*>(call.args.down);
     run_tasks(context, plan.groups * panels, [&](int64_t index, int thread) {
-        const int64_t group = index / panels, panel = index % panels;
+        const int64_t group = index / panels, panel = panel_apart(index % panels, panels, context.team.threads());
         const int64_t first_token = plan.first_token(group), tokens = plan.first_token(group + 1) - first_token;
         const Segment* segments = plan.segments + group * experts;
         float* totals = static_cast<float*>(context.scratch.local[thread].data());

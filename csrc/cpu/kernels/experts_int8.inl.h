@@ -132,7 +132,7 @@ void run_down(const Context& context, const ExpertsInt8Call<T>& call) {
     const int64_t steps = steps_of<Quads>(call.args.width), panel_floats = quad_panel_floats(call.args.width);
     const float* weights = static_cast<const float*>(call.args.down);
     run_tasks(context, plan.groups * panels, [&](int64_t index, int thread) {
-        const int64_t group = index / panels, panel = index % panels;
+        const int64_t group = index / panels, panel = panel_apart(index % panels, panels, context.team.threads());
         const int64_t first_token = plan.first_token(group), tokens = plan.first_token(group + 1) - first_token;
         const Segment* segments = plan.segments + group * experts;
         float* totals = static_cast<float*>(context.scratch.local[thread].data());
