@@ -15,7 +15,7 @@ namespace moelens {
 namespace {
 
 constexpr int64_t kRowsAtOnce = 512;
-// Of a thread, that are worth reading all of a layer's projection and router for.
+// So many rows are worth it that each thread reads all of a layer's output projection and router.
 constexpr int64_t kRowsOfThread = 256;
 
 int64_t element_bytes(Element element) {
