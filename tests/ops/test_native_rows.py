@@ -127,7 +127,17 @@ def test_split_qkv(
 @pytest.mark.parametrize("centred", [False, True])
 @pytest.mark.parametrize(
     ("rows", "hidden", "dim"),
-    [(0, 40, 8), (1, 40, 8), (513, 40, 8), (0, 40, 32), (1, 40, 64), (13, 4104, 32), (1100, 40, 64)],
+    [
+        (0, 40, 8),
+        (1, 40, 8),
+        (513, 40, 8),
+        (1100, 40, 8),
+        (0, 40, 32),
+        (513, 40, 32),
+        (1, 40, 64),
+        (13, 4104, 32),
+        (1100, 40, 64),
+    ],
 )  # heads of whole panels of 32 columns have a kernel of their own; so long a sum is cut
 def test_project_qkv_is_what_its_ops_give_in_turn(
     isa: str, dtype: torch.dtype, normalised: str | None, centred: bool, rows: int, hidden: int, dim: int

@@ -8,11 +8,15 @@ MOELENS_INLINE float sum_over(const T* x, int64_t width, const F& f) {
     return sum(total);
 }
 
-// One row: what a vector of it is multiplied by so that its mean square is 1.
+// What elements are multiplied by so that their mean square, of this sum over `width`, is 1.
+MOELENS_INLINE float inverse_root_mean(float squares, int64_t width, float eps) {
+    return 1.0f / sqrtf(squares / static_cast<float>(width) + eps);
+}
+
+// The same of a row.
 template <class X>
 MOELENS_INLINE F32 factor_of_squares(const X* x, int64_t width, float eps) {
-    const float squares = sum_over(x, width, [](F32 a) { return a * a; });
-    return splat(1.0f / sqrtf(squares / static_cast<float>(width) + eps));
+    return splat(inverse_root_mean(sum_over(x, width, [](F32 a) { return a * a; }), width, eps));
 }
 
 template <class X, class T>
@@ -38,7 +42,7 @@ MOELENS_INLINE void layer_norm_row(const NormArgs& args, const X* x, T* out) {
         store(kept, centred * centred);
         squares = squares + load_up_to(kept, width - i);  // lanes past the end count as zero
     }
-    const F32 factor = splat(1.0f / sqrtf(sum(squares) / static_cast<float>(width) + args.eps));
+    const F32 factor = splat(inverse_root_mean(sum(squares), width, args.eps));
     for (int64_t i = 0; i < width; i += kLanes) {
         const F32 centred = load_up_to(x + i, width - i) - mean;
         store_up_to(out + i, centred * factor * load_up_to(weight + i, width - i), width - i);

@@ -40,7 +40,7 @@ struct FinishHead {
             const F32 y = ProductElements<T>{sums, bias, rounded}.at(i, kLanes);
             total = total + y * y;
         }
-        factor[0] = 1.0f / sqrtf(sum(total) / static_cast<float>(args->head_dim) + args->eps);
+        factor[0] = inverse_root_mean(sum(total), args->head_dim, args->eps);
     }
     MOELENS_INLINE void operator()(int row, const float* sums, const float* factor) const {
         const HeadElements<ProductElements<T>, T> head{
