@@ -88,9 +88,9 @@ const std::vector<const KernelTable*>& available_variants() {
     return variants;
 }
 
-bool wants_prefetching() {
-    static const bool wanted = detect_zen5();
-    return wanted;
+bool prefetches_to_first_cache() {
+    static const bool is_better = detect_zen5();
+    return is_better;
 }
 
 const KernelTable& find_variant(const std::string& isa) {

@@ -11,10 +11,10 @@ namespace moelens {
 // Best first; never empty.
 const std::vector<const KernelTable*>& available_variants();
 
-// Whether memory that is read slowly, a few hundred bytes at a time between computations, should be prefetched by hand
-// even where it lies in one piece. Measured for attention with 4 rows: on Zen 5 1.15 to 1.35 times as fast (by AMD's
-// family number, so on what follows it too), on Zen 4, whose own prefetching does better, a fifth slower.
-bool wants_prefetching();
+// Whether what a product of few rows reads next should be prefetched to the first-level cache, not to the second.
+// Measured with cold weights and caches: on Zen 5 (by AMD's family number, so on what follows it too) up to 1.15 times
+// as fast; on Zen 4, where reading waits for those prefetches, the second-level cache is up to 1.35 times as fast.
+bool prefetches_to_first_cache();
 
 // Throws std::invalid_argument that lists what there is.
 const KernelTable& find_variant(const std::string& isa);

@@ -59,8 +59,7 @@ class AttentionPass {
           layout_(CacheLayout::of<F>(args)),
           width_(layout_.chunks * kPanelColumns),
           line_(memory),
-          panel_memory_(line_ + kPanelColumns),
-          by_hand_(wants_prefetching()) {}
+          panel_memory_(line_ + kPanelColumns) {}
 
     // `next` is the block that will be taken after this one, or null.
     void attend(const QueryBlock& block, const QueryBlock* next) {
@@ -160,9 +159,20 @@ class AttentionPass {
         return after + (i - 2 * count_) * layout_.key_steps * kPanelColumns;
     }
 
-    // Where few rows read memory and it is fetched by hand, a block of the cache may end with each stretch: what is
-    // read some stretches later comes to the second-level cache, or the processor begins each block with a pause.
-    bool fetches_far(bool together) const { return together && by_hand_; }
+    // The product of a tile, while what is `near` is fetched and, unless that is null, what is `far`. Where few rows
+    // read memory, that is what they read some stretches later: a block of the cache may end with each stretch, and the
+    // processor, which sees no further, would begin each block with a pause.
+    template <int S = 0>
+    static MOELENS_INLINE void multiply(const Tile& tile, const float* near, const float* far) {
+        with_near_cache([&](auto cache) MOELENS_INLINED {
+            const auto fetching = in_order<cache.kLevel>(near);
+            if (far) {
+                multiply_tile<F, S>(tile, NearAndFar<cache.kLevel>{fetching, far});
+            } else {
+                multiply_tile<F, S>(tile, fetching);
+            }
+        });
+    }
 
     void score(int64_t request, const float* after, bool together) {
         const float* keys = stretch(request, 0, after);
@@ -172,12 +182,7 @@ class AttentionPass {
             const float* next = stretch(request, i + 1, after);
             float* scores = panel.scores + visit.tile % kGroupTiles * kTileKeys;
             const Tile tile{panel.q, keys, layout_.key_steps, panel.count, scores, kGroupKeys, false};
-            const auto near = in_order<1>(fetch_ahead(keys, layout_.key_steps, next, panel.count, by_hand_));
-            if (fetches_far(together)) {
-                multiply_tile<F>(tile, NearAndFar{near, stretch(request, i + kFarStretches, after)});
-            } else {
-                multiply_tile<F>(tile, near);
-            }
+            multiply(tile, next, together ? stretch(request, i + kFarStretches, after) : nullptr);
             if (!panel.sees_all(visit.tile * kTileKeys)) hide_scores(panel, visit.tile * kTileKeys, scores);
             keys = next;
         }
@@ -198,10 +203,8 @@ class AttentionPass {
             QueryPanel& panel = panels_[visit.panel];
             const TileRange seen = panel.tiles().within_group(visit.tile / kGroupTiles);
             if (visit.tile == seen.first) weigh(panel, seen);  // just before its first use: memory rests less at a time
-            const float* near = fetch_ahead(values, layout_.value_steps(), next, panel.count, by_hand_);
-            const bool far = fetches_far(together);
-            sum_tile(panel, visit.tile, values, near,
-                     far ? stretch(request, count_ + i + kFarStretches, after) : nullptr);
+            sum_tile(panel, visit.tile, values, next,
+                     together ? stretch(request, count_ + i + kFarStretches, after) : nullptr);
             values = next;
         }
     }
@@ -237,12 +240,7 @@ class AttentionPass {
         for (int64_t i = 0; i < layout_.chunks; ++i) {
             float* out = panel.out + i * kPanelColumns;
             const Tile part{a, values + i * chunk, steps, panel.count, out, width_, panel.begun};
-            const auto fetching = in_order<1>(near + i * chunk);
-            if (far) {
-                multiply_tile<F, kWeightRow<F>>(part, NearAndFar{fetching, far + i * chunk});
-            } else {
-                multiply_tile<F, kWeightRow<F>>(part, fetching);
-            }
+            multiply<kWeightRow<F>>(part, near + i * chunk, far ? far + i * chunk : nullptr);
         }
         panel.begun = true;
         if (visible % F::kDepth != 0) sum_last_key(panel, a + steps * F::kUnitsPerStep, values + steps * kPanelColumns);
@@ -256,7 +254,7 @@ class AttentionPass {
             for (uint32_t& word : words) word &= 0xffff;
             memcpy(line_, words, sizeof words);
             float* out = panel.out + i * kPanelColumns;
-            multiply_tile<F, kWeightRow<F>>({a, line_, 1, panel.count, out, width_, true}, in_order<1>(line_));
+            multiply_tile<F, kWeightRow<F>>({a, line_, 1, panel.count, out, width_, true}, in_order(line_));
         }
     }
 
@@ -284,7 +282,6 @@ class AttentionPass {
     const int64_t width_;  // of a row of out
     float* const line_;
     float* const panel_memory_;
-    const bool by_hand_;
     QueryPanel panels_[kBlockPanels];
     int count_ = 0;
     Visit visits_[kBlockPanels * kGroupTiles];

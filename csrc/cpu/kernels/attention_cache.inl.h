@@ -45,11 +45,3 @@ struct CacheLayout {
         return (block * args.kv_heads + head) * tiles_per_block + tile % tiles_per_block;
     }
 };
-
-// What to prefetch while the memory at `here` is read for `rows` rows, if `next` is read after it. If that follows
-// directly and rows are few, nothing (unless `by_hand`) where the processor then fetches by itself, and faster. But it
-// needs a while to notice a new stretch, and does not go far ahead of reads that come slowly.
-MOELENS_INLINE const float* fetch_ahead(const float* here, int64_t steps, const float* next, int rows, bool by_hand) {
-    constexpr int kManyRows = 6;
-    return rows < kManyRows && !by_hand && next == here + steps * kPanelColumns ? here : next;
-}
