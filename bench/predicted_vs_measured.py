@@ -160,7 +160,7 @@ class Stand:
             kv_cache_memory_bytes=-(-kv_tokens // BLOCK_TOKENS) * config.kv_bytes_per_token * BLOCK_TOKENS,
             max_model_len=job.prompt_tokens + job.output_tokens,
             max_num_seqs=MAX_REQUESTS,  # given, so that no plan is chosen while the clock runs
-            max_num_batched_tokens=STEP_TOKENS,
+            max_num_batched_tokens=STEP_TOKENS[-1],
         )
         reads_before = [(one.read_seconds_per_byte, 1.0) for one in recent]
         _, before = self.predict(llm, job, reads_before)

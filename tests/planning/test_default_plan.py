@@ -16,11 +16,20 @@ SIZES = Sizes(weight_bytes=1_000_000, block_bytes=10_000)
 
 def test_the_cache_takes_what_is_left_and_no_more_than_the_requests_can_use() -> None:
     plan, length = choose_plan(CONFIG, SIZES, Limits(memory_bytes=10**12), threads=3)
-    assert (plan.max_requests, plan.step_tokens, plan.threads, length) == (256, 2048, 3, 1024)
+    assert (plan.max_requests, plan.step_tokens, plan.threads, length) == (256, 8192, 3, 1024)
     assert plan.kv_blocks == 256 * 1024 // 32
     memory = 1_000_000 + activation_bytes(CONFIG, 2048) + 75 * 10_000 + 9_999
     plan, _ = choose_plan(CONFIG, SIZES, Limits(memory_bytes=memory), threads=1)
-    assert plan.kv_blocks == 75
+    assert (plan.kv_blocks, plan.step_tokens) == (75, 2048)
+
+
+def test_steps_are_as_large_as_an_eighth_of_the_memory_beside_weights_allows() -> None:
+    for rows in (4096, 8192):
+        memory = SIZES.weight_bytes + 8 * activation_bytes(CONFIG, rows)
+        plan, _ = choose_plan(CONFIG, SIZES, Limits(memory_bytes=memory), threads=1)
+        assert plan.step_tokens == rows
+        plan, _ = choose_plan(CONFIG, SIZES, Limits(memory_bytes=memory - 8), threads=1)
+        assert plan.step_tokens == rows // 2
 
 
 def test_what_the_user_fixed_is_kept() -> None:

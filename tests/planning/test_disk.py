@@ -46,7 +46,7 @@ def test_the_fewest_layers_that_do_stay_on_disk() -> None:
 
 def test_what_fits_is_in_memory_and_what_does_not_is_read_in_big_steps() -> None:
     plan, _ = choose_plan(CONFIG, SIZES, LIMITS, 1)
-    assert plan.disk_layers == () and plan.step_tokens == 2048
+    assert plan.disk_layers == () and plan.step_tokens == 8192
     plan, _ = choose_plan(CONFIG, SIZES, SHORT, 1)
     assert len(plan.disk_layers) == 3 and plan.step_tokens == 8192
     held = sum(memory_bytes(CONFIG, plan).values())
