@@ -121,7 +121,9 @@ struct Panels {
 // them, but no fewer tiles than make it worth reading the panels.
 constexpr bool kSmallCache = kLanes < 16;
 constexpr int64_t kSteps = 2048;
-constexpr int64_t kNearSteps = 256;  // of a single tile, in which as many more are fetched: 32 KiB
+// How far ahead of a single tile B is fetched: to the first-level cache, or to the second and once more shortly before.
+constexpr int64_t kFarSteps = 256;  // 32 KiB
+constexpr int64_t kNearSteps = 32;
 constexpr int64_t kRowBytes = (kSmallCache ? 192 : 384) * 1024;
 constexpr int64_t kFewestTiles = kSmallCache ? 4 : 8;
 
@@ -130,13 +132,24 @@ constexpr int64_t kFewestTiles = kSmallCache ? 4 : 8;
 template <class F>
 MOELENS_INLINE void multiply_single_tile(const float* a, int rows, const float* b, int64_t steps, float* sums,
                                          int64_t stride, const float* next) {
+    int64_t s = 0;
+    const auto ahead = [&](int64_t distance) MOELENS_INLINED {
+        const int64_t rest = steps - s;
+        return distance < rest ? b + (s + distance) * kPanelColumns : next + (distance - rest) * kPanelColumns;
+    };
     with_near_cache([&](auto cache) MOELENS_INLINED {
-        for (int64_t s = 0; s < steps; s += kNearSteps) {
-            const int64_t some = smaller(kNearSteps, steps - s);
-            const float* part = b + s * kPanelColumns;
-            const float* coming = s + kNearSteps < steps ? part + kNearSteps * kPanelColumns : next;
-            multiply_tile<F>({a + F::kUnitsPerStep * s * rows, part, some, rows, sums, stride, s > 0},
-                             in_order<cache.kLevel>(coming));
+        while (s < steps) {  // parts end where what is fetched goes on in the next panel
+            const int64_t rest = steps - s;
+            const int64_t left = rest > kFarSteps ? kFarSteps : cache.kLevel == 2 && rest > kNearSteps ? kNearSteps : 0;
+            const Tile part{
+                a + F::kUnitsPerStep * s * rows, b + s * kPanelColumns, rest - left, rows, sums, stride, s > 0};
+            if constexpr (cache.kLevel == 1) {
+                multiply_tile<F>(part, in_order<1>(ahead(kFarSteps)));
+            } else {
+                constexpr int kFewest = Fetching<2>::kFewestRows;
+                multiply_tile<F>(part, NearAndFar<2, kFewest>{in_order(ahead(kNearSteps)), ahead(kFarSteps)});
+            }
+            s = steps - left;
         }
     });
 }

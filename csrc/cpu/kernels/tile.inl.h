@@ -127,11 +127,11 @@ MOELENS_INLINE Fetching<kCache> in_order(const float* panel) {
     return {panel, panel + 16, kPanelColumns, kPanelColumns};
 }
 
-// One panel of B, and another, that is read later, to the second-level cache. They lie anywhere, so that the processor
-// does not fetch them by itself.
-template <int kCache>
+// One panel of B, and another, that is read later, to the second-level cache; by default in pieces that lie anywhere,
+// which the processor does not fetch by itself.
+template <int kCache, int kFewest = 1>
 struct NearAndFar : Fetching<kCache> {
-    static constexpr int kFewestRows = 1;
+    static constexpr int kFewestRows = kFewest;
     const float* far;
 
     MOELENS_INLINE void fetch() {
