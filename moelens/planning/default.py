@@ -19,7 +19,9 @@ MAX_REQUESTS = 256
 # With the last there are enough rows per expert for the products to run near the processor's peak. More are a little
 # faster: they share the reading of weights, and more prompts begin before the first ones decode, beside fewer others.
 STEP_TOKENS = (8192, 4096, 2048)
-ACTIVATION_SHARE = 1 / 8  # of the memory beside weights, that the activations of all but the last may take at most
+# What activations of all but the last may take at most: of the memory beside weights and a cache of given size, or of
+# all memory where weights are read from disk in every step.
+ACTIVATION_SHARE = 1 / 8
 BLOCK_TOKENS = 32
 USUAL_TOKENS = 2048  # of a request, for how much cache is of use
 
@@ -72,7 +74,8 @@ def choose_plan(config: ModelConfig, sizes: Sizes, limits: Limits, threads: int)
     one sequence of the asked length don't fit even when all experts are read from disk.
     """
     length = _checked_length(config, limits)
-    max_requests, step_tokens = _step(config, limits, limits.memory_bytes - sizes.weight_bytes)
+    beside_weights = limits.memory_bytes - sizes.weight_bytes - (limits.kv_bytes or 0)
+    max_requests, step_tokens = _step(config, limits, beside_weights)
     on_disk = _on_disk(config, sizes, limits, step_tokens, max_requests * length)
     if on_disk:
         max_requests, step_tokens = _step(config, limits, limits.memory_bytes)
@@ -96,7 +99,7 @@ def choose_plan(config: ModelConfig, sizes: Sizes, limits: Limits, threads: int)
 
 
 def _step(config: ModelConfig, limits: Limits, room_bytes: int) -> tuple[int, int]:
-    """Requests and rows of a step, of whose memory activations get their share."""
+    """Requests and rows of a step, whose activations may take their share of `room_bytes`."""
     allowed = room_bytes * ACTIVATION_SHARE
     most_rows = next((rows for rows in STEP_TOKENS if activation_bytes(config, rows) <= allowed), STEP_TOKENS[-1])
     max_requests = limits.max_requests or min(MAX_REQUESTS, limits.step_tokens or MAX_REQUESTS)

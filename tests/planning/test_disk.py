@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 from test_search import BOTH, CONFIG, CPU_ONLY, LIMITS
 
+from moelens.cost.footprint import activation_bytes
 from moelens.cost.seconds import CostModel
 from moelens.cost.workload import Workload
 from moelens.errors import CapacityError, ConfigError
@@ -54,6 +55,14 @@ def test_what_fits_is_in_memory_and_what_does_not_is_read_in_big_steps() -> None
     plan, _ = choose_plan(CONFIG, SIZES, short, 1)
     assert plan.disk_layers and sum(memory_bytes(CONFIG, plan).values()) <= short.memory_bytes < held
     assert plan.kv_tokens >= 400
+
+
+def test_larger_steps_send_no_weights_to_disk() -> None:
+    """A cache of a given size may leave little for activations."""
+    kv_bytes = 8 * activation_bytes(CONFIG, 8192)
+    memory = SIZES.weight_bytes + kv_bytes + activation_bytes(CONFIG, 2048)
+    plan, _ = choose_plan(CONFIG, SIZES, Limits(memory, max_model_len=400, kv_bytes=kv_bytes), 1)
+    assert plan.disk_layers == () and plan.step_tokens == 2048
 
 
 def test_files_are_not_quantised() -> None:
