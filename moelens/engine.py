@@ -207,9 +207,11 @@ class Engine:
         shapes = [batch.shape for batch in step.parts]
         tasks = self._step_tasks(shapes, self._device.begin_step(sum(shapes, StepShape())))
         try:
-            return picked, self._executor.run(tasks, actions, [batch.rows for batch in step.parts])
+            timeline = self._executor.run(tasks, actions, [batch.rows for batch in step.parts])
         finally:
             actions.release()
+        self._routes.end_step()
+        return picked, timeline
 
     def _pick(self, logits: torch.Tensor, rows: Sequence[LogitRow], picked: dict[int, int]) -> None:
         for index, row in enumerate(rows):

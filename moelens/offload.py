@@ -128,7 +128,7 @@ def open_device(
     if isinstance(device, CudaDevice):
         assert placement is not None
         return _open_gpu(device, config, weights, ops, plan, placement, divide)
-    return Side(CpuMachine(), SharedMemory(weights, ops, config))
+    return Side(CpuMachine(None if plan.disk_layers else ops.calls), SharedMemory(weights, ops, config))
 
 
 def price_steps(

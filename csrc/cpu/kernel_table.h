@@ -17,7 +17,8 @@ struct Context {
 
 // table [V, H], token_ids [T] (all in [0, V)) -> out [T, H]
 struct EmbedArgs {
-    Element element;
+    Element element;      // of table
+    Element out_element;  // element, or float32
     int64_t rows, width;
     const void* table;
     const int32_t* token_ids;

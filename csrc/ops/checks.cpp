@@ -15,6 +15,12 @@ int Arguments::find(const char* letter) const {
     return -1;
 }
 
+std::vector<py::object> Arguments::tensors() const {
+    std::vector<py::object> all;
+    for (int i = 0; i < tensors_; ++i) all.push_back(py::reinterpret_borrow<py::object>(tensor_[i]));
+    return all;
+}
+
 void Arguments::set(const char* letter, int64_t value) {
     assert(letters_ < kMaxLetters && find(letter) < 0);
     letter_[letters_] = letter;
@@ -74,6 +80,9 @@ TensorView Arguments::view(const char* name, py::handle object, DTypes dtypes) {
         const std::string found = py::str(object.attr("dtype"));
         throw py::type_error(std::string(op_) + ": " + name + " must be " + expected + ", found " + found);
     }
+    assert(tensors_ < kMaxTensors);
+    tensor_[tensors_++] = object;
+    activation_bytes_ += tensor.count() * bytes_of(tensor.dtype);
     return tensor;
 }
 
@@ -113,7 +122,9 @@ TensorView Arguments::optional(const char* name, py::handle object, Shape shape,
 }
 
 TensorView Arguments::storage(const char* name, py::handle object, Shape shape, DTypes dtypes) {
+    const int64_t activation_bytes = activation_bytes_;
     const TensorView tensor = this->tensor(name, object, shape, dtypes);
+    activation_bytes_ = activation_bytes;
     const auto offset = reinterpret_cast<uintptr_t>(tensor.data) % 64;
     if (offset != 0) {
         reject(std::string(name) + " must start at a multiple of 64 bytes, found it " + std::to_string(offset) +

@@ -3,6 +3,7 @@
 
 #include <initializer_list>
 #include <string>
+#include <vector>
 
 #include "tensor.h"
 
@@ -27,6 +28,10 @@ class Arguments {
     explicit Arguments(const char* op) : op_(op) {}
 
     const char* op() const { return op_; }
+    // The tensors that were looked at.
+    std::vector<pybind11::object> tensors() const;
+    // Bytes of those that are not packed storage.
+    int64_t activation_bytes() const { return activation_bytes_; }
 
     void set(const char* letter, int64_t value);
     int64_t operator[](const char* letter) const;
@@ -59,8 +64,11 @@ class Arguments {
     std::string describe(Shape shape) const;
     int find(const char* letter) const;
 
-    static constexpr int kMaxLetters = 16;
+    static constexpr int kMaxLetters = 16, kMaxTensors = 24;
     const char* op_;
+    int tensors_ = 0;
+    pybind11::handle tensor_[kMaxTensors];
+    int64_t activation_bytes_ = 0;
     int letters_ = 0;
     const char* letter_[kMaxLetters] = {};
     int64_t value_[kMaxLetters] = {};

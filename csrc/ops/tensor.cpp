@@ -89,21 +89,21 @@ int64_t TensorView::count() const {
 }
 
 TensorView view_tensor(const char* op, const char* argument, py::handle object) {
-    const std::string where = std::string(op) + ": " + argument;
+    const auto where = [&] { return std::string(op) + ": " + argument; };
     const int known = PyObject_IsInstance(object.ptr(), torch.tensor);
     if (known < 0) throw py::error_already_set();
     if (known == 0) {
-        throw py::type_error(where + " must be a torch.Tensor, found " + Py_TYPE(object.ptr())->tp_name);
+        throw py::type_error(where() + " must be a torch.Tensor, found " + Py_TYPE(object.ptr())->tp_name);
     }
     if (check(PyObject_GetAttr(object.ptr(), torch.is_there)).ptr() != Py_True) {
-        throw py::value_error(where + " must be on " + torch.place + ", found it on " +
+        throw py::value_error(where() + " must be on " + torch.place + ", found it on " +
                               std::string(py::str(object.attr("device"))) + "; move it with " + torch.remedy);
     }
     TensorView view;
     const py::object shape = check(PyObject_GetAttr(object.ptr(), torch.shape));
     const int64_t rank = PyTuple_Size(shape.ptr());
     if (rank < 0) throw py::error_already_set();
-    if (rank > kMaxRank) throw py::value_error(where + " has " + std::to_string(rank) + " dimensions");
+    if (rank > kMaxRank) throw py::value_error(where() + " has " + std::to_string(rank) + " dimensions");
     view.rank = static_cast<int>(rank);
     read_sizes(shape, view.rank, view.shape);
     read_sizes(check(PyObject_CallMethodObjArgs(object.ptr(), torch.stride, nullptr)), view.rank, view.strides);
@@ -111,6 +111,17 @@ TensorView view_tensor(const char* op, const char* argument, py::handle object) 
     const py::object address = check(PyObject_CallMethodObjArgs(object.ptr(), torch.data_ptr, nullptr));
     view.data = PyLong_AsVoidPtr(address.ptr());
     return view;
+}
+
+int64_t bytes_of(DType dtype) {
+    switch (dtype) {
+        case DType::kBFloat16:
+            return 2;
+        case DType::kInt8:
+            return 1;
+        default:
+            return 4;
+    }
 }
 
 std::string describe_dtype(DType dtype) {

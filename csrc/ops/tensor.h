@@ -33,6 +33,7 @@ void import_torch(Device device = Device::kCpu);
 // module's device.
 TensorView view_tensor(const char* op, const char* argument, pybind11::handle object);
 
+int64_t bytes_of(DType dtype);  // of one element
 std::string describe_dtype(DType dtype);
 std::string describe_shape(const int64_t* shape, int rank);
 

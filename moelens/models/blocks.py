@@ -169,7 +169,7 @@ class FinishLayer:
 
 def look_up(ops: Ops, weights: Weights, token_ids: torch.Tensor) -> torch.Tensor:
     """The embedding as it is. In float32, as all of the residual stream is."""
-    return ops.embed(weights.plain["embedding"], token_ids).float()
+    return ops.embed(weights.plain["embedding"], token_ids, dtype=torch.float32)
 
 
 @dataclass(frozen=True)

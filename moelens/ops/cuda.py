@@ -104,8 +104,8 @@ class CudaOps:
         return self._host.kv_shapes(blocks, kv_heads, head_dim, block_tokens, _checked(dtype))
 
     # --- row-wise -----------------------------------------------------------------------------------------------------
-    def embed(self, table: torch.Tensor, token_ids: torch.Tensor) -> torch.Tensor:
-        return table.index_select(0, token_ids)
+    def embed(self, table: torch.Tensor, token_ids: torch.Tensor, *, dtype: torch.dtype | None = None) -> torch.Tensor:
+        return table.index_select(0, token_ids).to(dtype or table.dtype)
 
     def rms_norm(self, x: torch.Tensor, weight: torch.Tensor, eps: float) -> torch.Tensor:
         out = self._empty(*x.shape, dtype=weight.dtype)

@@ -166,8 +166,8 @@ class Ops(Protocol):
         """Shapes of one layer's keys and values; both start with [blocks, kv_heads]. All bytes must start as zero."""
 
     # --- row-wise -----------------------------------------------------------------------------------------------------
-    def embed(self, table: torch.Tensor, token_ids: torch.Tensor) -> torch.Tensor:
-        """table [V, H], token_ids [T] int32 -> [T, H]."""
+    def embed(self, table: torch.Tensor, token_ids: torch.Tensor, *, dtype: torch.dtype | None = None) -> torch.Tensor:
+        """table [V, H], token_ids [T] int32 -> its rows [T, H] in `dtype`: the table's (None) or float32."""
 
     def rms_norm(self, x: torch.Tensor, weight: torch.Tensor, eps: float) -> torch.Tensor:
         """x [T, W] of weight's dtype or float32 -> x / sqrt(mean(x²) + eps) * weight [W], in weight's dtype."""

@@ -75,7 +75,7 @@ class NativeOps:
     `empty` makes the tensors that ops return.
 
     One call at a time uses the threads; calls from several Python threads wait for each other. The pack_ functions run
-    on the thread that calls them.
+    on the thread that calls them. While `calls` are deferred, what an op returns is written later.
     """
 
     def __init__(self, threads: int | None = None, isa: str | None = None, empty: Empty = new_tensor) -> None:
@@ -83,6 +83,11 @@ class NativeOps:
         self.threads = schedulable_cores() if threads is None else threads
         self._kernels = _cpu.Kernels(self.isa, self.threads)
         self._empty = empty
+
+    @property
+    def calls(self) -> _cpu.Kernels:
+        """The calls of kernels, which may be deferred (`moelens.machine.cpu.Calls`)."""
+        return self._kernels
 
     # --- storage ------------------------------------------------------------------------------------------------------
     def matrix_shape(self, rows: int, columns: int, dtype: torch.dtype) -> tuple[int, ...]:
@@ -124,8 +129,8 @@ class NativeOps:
         return (*tiles, head_dim // 2, TILE_KEYS, 2), (*tiles, chunks, TILE_KEYS // 2, PANEL_COLUMNS, 2)
 
     # --- row-wise -----------------------------------------------------------------------------------------------------
-    def embed(self, table: torch.Tensor, token_ids: torch.Tensor) -> torch.Tensor:
-        out = self._empty((len(token_ids), table.shape[1]), table.dtype)
+    def embed(self, table: torch.Tensor, token_ids: torch.Tensor, *, dtype: torch.dtype | None = None) -> torch.Tensor:
+        out = self._empty((len(token_ids), table.shape[1]), dtype or table.dtype)
         self._kernels.embed(table, token_ids, out)
         return out
 

@@ -57,8 +57,8 @@ class ReferenceOps:
         return shape, shape
 
     # --- row-wise -----------------------------------------------------------------------------------------------------
-    def embed(self, table: torch.Tensor, token_ids: torch.Tensor) -> torch.Tensor:
-        return table[token_ids.long()]
+    def embed(self, table: torch.Tensor, token_ids: torch.Tensor, *, dtype: torch.dtype | None = None) -> torch.Tensor:
+        return table[token_ids.long()].to(dtype or table.dtype)
 
     def rms_norm(self, x: torch.Tensor, weight: torch.Tensor, eps: float) -> torch.Tensor:
         wide = _widen(x)

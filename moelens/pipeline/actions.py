@@ -65,7 +65,8 @@ def _groups(batch: Batch) -> dict[Stage, Group]:
 
 
 UseLogits = Callable[[torch.Tensor, Sequence[LogitRow]], None]
-OnRoutes = Callable[[int, torch.Tensor], None]  # of a layer, its router's ids [T, A]
+# Of a layer, its router's ids [T, A], which may be looked at when the step's tasks are done.
+OnRoutes = Callable[[int, torch.Tensor], None]
 
 
 class PartState:
@@ -291,10 +292,10 @@ class Actions:
         """x and what was attended of all rows; in the last layer of those that give logits: the others are done when
         their keys and values are stored."""
         x, attended = part.x, part.q if self._device.is_host else self._attended(part)
-        if layer + 1 < len(self._architecture.config.layers):
+        if layer + 1 < len(self._architecture.config.layers) or len(part.batch.logit_rows) == len(x):
             return x, attended
-        rows = torch.tensor([row.row for row in part.batch.logit_rows], dtype=torch.int64)
-        return x[rows], attended[rows]
+        ops, rows = self._device.ops, torch.tensor([row.row for row in part.batch.logit_rows], dtype=torch.int32)
+        return ops.embed(x, rows), ops.embed(attended.flatten(1), rows)
 
     def _attended(self, part: PartState) -> torch.Tensor:
         """Of all rows, in their order: decodes, resumed prompts, fresh prompts."""

@@ -39,14 +39,13 @@ class RouteCounts:
                 self._on_host[layer] = self._counts[layer].numpy()
         if layer in self._on_host:
             self._noted.append((layer, ids))
-            if len(self._noted) >= len(self._layers):
-                self._count_noted()
             return
         chosen = ids.flatten()
         self._counts[layer].index_add_(0, chosen, torch.ones_like(chosen, dtype=torch.int64))  # bincount waits for GPUs
 
-    def _count_noted(self) -> None:
-        """A step's layers at once: each would take several times as long between kernels, which fill the caches."""
+    def end_step(self) -> None:
+        """Count a step's layers at once, when ids are there: between kernels, which fill the caches, each would take
+        several times as long."""
         for layer, ids in self._noted:
             counts = self._on_host[layer]
             counts += np.bincount(ids.numpy().ravel(), minlength=len(counts))  # several times as fast as torch
@@ -55,7 +54,7 @@ class RouteCounts:
     def load(self) -> RoutingLoad:
         """What was counted; EVEN until it is enough. It changes when twice as much was counted as for the last one."""
         if self._rows >= self._due_rows:
-            self._count_noted()
+            self.end_step()
             believed = [
                 counts
                 for layer, counts in self._counts.items()

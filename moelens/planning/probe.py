@@ -176,7 +176,7 @@ class ProbeBench:
     def _step_outside(self, requests: int, task_seconds: float) -> float:
         plan = dataclasses.replace(self._plan, kv_blocks=2 * SCHEDULED, max_requests=SCHEDULED)
         stopping = Stopping(None, (), self.architecture.config.max_context)
-        engine = Engine(self.architecture, self._weights, self._ops, CpuMachine(), plan, stopping)
+        engine = Engine(self.architecture, self._weights, self._ops, CpuMachine(self._ops.calls), plan, stopping)
         params = SamplingParams(max_tokens=BLOCK_TOKENS, ignore_eos=True, detokenize=False)
         for index in range(requests):
             engine.add(Request(index, array("i", range(BLOCK_TOKENS // 2)), params, seed=index))

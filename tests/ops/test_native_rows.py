@@ -79,6 +79,8 @@ def test_embed_copies_rows(isa: str, dtype: torch.dtype) -> None:
     table = torch.randn(50, 33).to(dtype)
     ids = torch.randint(0, 50, (70,), dtype=torch.int32)
     assert torch.equal(native_ops(isa, 2).embed(table, ids), table[ids.long()])
+    widened = native_ops(isa, 2).embed(table, ids, dtype=torch.float32)
+    assert widened.dtype == torch.float32 and torch.equal(widened, table[ids.long()].float())
     with pytest.raises(ValueError, match=r"embed: token_ids must be in \[0, 50\), found 50"):
         native_ops(isa, 2).embed(table, torch.tensor([3, 50], dtype=torch.int32))
 

@@ -25,7 +25,7 @@ COMPOSED = {
     "project_and_route": ("linear", "rms_norm", "layer_norm", "route"),
 }
 # What the modules offer beside the ops.
-BESIDE_OPS = {"available_isas", "best_isa", "read_memory", "multiply_registers"}
+BESIDE_OPS = {"available_isas", "best_isa", "finish", "read_memory", "multiply_registers"}
 # What the device's ops offer beside them.
 BESIDE_OPS_OF_A_DEVICE = {"read_kv", "experts_workspace_bytes"}
 # Ops of a device that torch computes, or the host, or other ops in turn.

@@ -51,7 +51,7 @@ void write_kv(Kernels& self, py::handle k, py::handle v, py::handle keys, py::ha
         arguments.reject("slots must be in [0, " + std::to_string(count) + "), found " + std::to_string(slot[i]) +
                          " at " + std::to_string(i));
     }
-    self.call(self.table().write_kv,
+    self.call(arguments, self.table().write_kv,
               WriteKvArgs{element_of(new_keys), tokens, arguments["K"], arguments["D"], block_tokens, new_keys.data,
                           new_values.data, cache.keys.data, cache.values.data, slot});
 }
@@ -117,7 +117,7 @@ void attention(Kernels& self, py::handle q, py::handle keys, py::handle values, 
                              static_cast<float>(scale),
                              window.value_or(std::numeric_limits<int64_t>::max())};
     check_rows(arguments, args, arguments["T"], arguments["N"]);
-    self.call(self.table().attention, args);
+    self.call(arguments, self.table().attention, args);
 }
 
 }  // namespace

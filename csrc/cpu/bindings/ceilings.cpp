@@ -13,7 +13,7 @@ void read_memory(Kernels& self, py::handle memory) {
     Arguments arguments("read_memory");
     const TensorView floats = arguments.tensor("memory", memory, {"n"}, {DType::kFloat32});
     std::vector<float> results(static_cast<size_t>(self.threads()));
-    self.call(self.table().read_memory,
+    self.call(arguments, self.table().read_memory,
               CeilingArgs{static_cast<const float*>(floats.data), arguments["n"], results.data(), nullptr});
 }
 
@@ -21,7 +21,7 @@ int64_t multiply_registers(Kernels& self, int64_t flops, bool int8) {
     const std::vector<float> data(64, 0.5f);  // two of the longest vectors
     std::vector<float> results(static_cast<size_t>(self.threads()));
     int64_t done = 0;
-    self.call(int8 ? self.table().multiply_quads : self.table().multiply_registers,
+    self.call(Arguments("multiply_registers"), int8 ? self.table().multiply_quads : self.table().multiply_registers,
               CeilingArgs{data.data(), flops, results.data(), &done});
     return done;
 }

@@ -7,6 +7,7 @@
 #include <string>
 
 #include "../../ops/arguments.h"
+#include "calls.h"
 #include "isa.h"
 #include "kernel_table.h"
 
@@ -20,19 +21,37 @@ class Kernels {
     const KernelTable& table() const { return table_; }
     int threads() const { return team_.threads(); }
 
-    // Runs kernel(context, args) without the GIL; one call at a time.
+    // Runs kernel(context, args) without the GIL, one call at a time; or later, while calls are deferred.
     template <class Args>
-    void call(void (*kernel)(const Context&, const Args&), const Args& args) {
-        run([&](const Context& context) { kernel(context, args); });
+    void call(const Arguments& arguments, void (*kernel)(const Context&, const Args&), const Args& args) {
+        run(arguments, [kernel, args](const Context& context) { kernel(context, args); });
     }
 
-    // The same for several kernels, one after the other.
+    // The same for several kernels, one after the other. `kernels` must hold all that it uses, but for tensors.
     template <class Run>
-    void run(const Run& kernels) {
+    void run(const Arguments& arguments, const Run& kernels) {
+        if (calls_.are_deferred()) {
+            calls_.add(arguments, kernels);
+            return;
+        }
+        if (calls_.are_of_this_thread()) run_waiting();
         pybind11::gil_scoped_release release;
         const auto lock = team_.lock();
         kernels(Context{team_, scratch_});
     }
+
+    // Runs the calls that wait, in their order. Those after one that throws are dropped.
+    void run_waiting() {
+        const std::vector<Call> waiting = calls_.take();
+        if (waiting.empty()) return;
+        pybind11::gil_scoped_release release;
+        const auto lock = team_.lock();
+        const Context context{team_, scratch_};
+        for (const Call& call : waiting) calls_.run(call, context);
+    }
+
+    const Calls& calls() const { return calls_; }
+    Calls& calls() { return calls_; }
 
     // Memory for what passes from one of them to the next: use it in `run` only.
     Buffer& between(int index) { return between_[index]; }
@@ -47,6 +66,7 @@ class Kernels {
     Team team_;
     Scratch scratch_;
     Buffer between_[2];
+    Calls calls_;
 };
 
 using KernelsClass = pybind11::class_<Kernels>;

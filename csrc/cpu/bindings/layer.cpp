@@ -56,11 +56,11 @@ void project_qkv(Kernels& self, py::handle x, py::handle norm_weight, double nor
     const LinearArgs product{norm.element, split.joined_element, norm.rows, norm.width, columns, nullptr,
                              panels.data,  added.data,           nullptr,   nullptr,    1.0f};
     if (is_one_kernel(split, panels.dtype)) {
-        return self.call(self.table().project_qkv, ProjectQkvArgs{norm, centred, product, split});
+        return self.call(arguments, self.table().project_qkv, ProjectQkvArgs{norm, centred, product, split});
     }
     const auto normalise = centred ? self.table().layer_norm : self.table().rms_norm;
     const auto multiply = kernel_for(panels, self.table().linear, self.table().linear_int8);
-    self.run([&](const Context& context) {
+    self.run(arguments, [=, &self](const Context& context) {
         const int64_t most = std::min(norm.rows, kRowsAtOnce);
         void* normed = self.between(0).reserve(most * norm.width * element_bytes(norm.element));
         void* joined = self.between(1).reserve(most * columns * element_bytes(split.joined_element));
@@ -107,12 +107,12 @@ void project_and_route(Kernels& self, py::handle attended, py::handle output, in
                                panels.data,  nullptr,           nullptr,   nullptr,    1.0f};
     const bool is_int8 = panels.dtype == DType::kInt8 || projection.multiply == self.table().linear_int8;
     if (!is_int8 && norm.rows >= kRowsOfThread * self.threads()) {
-        return self.call(self.table().project_and_route,
+        return self.call(arguments, self.table().project_and_route,
                          ProjectAndRouteArgs{projection.args, norm, centred, logits_of, route});
     }
     const auto normalise = centred ? self.table().layer_norm : self.table().rms_norm;
     const auto multiply = kernel_for(panels, self.table().linear, self.table().linear_int8);
-    self.run([&](const Context& context) {
+    self.run(arguments, [=, &self](const Context& context) {
         float* logits =
             static_cast<float*>(self.between(0).reserve(std::min(norm.rows, kRowsAtOnce) * experts * sizeof(float)));
         for (int64_t first = 0; first < norm.rows; first += kRowsAtOnce) {

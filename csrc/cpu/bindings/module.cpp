@@ -23,7 +23,24 @@ PYBIND11_MODULE(_cpu, module) {
     KernelsClass kernels(module, "Kernels", "One instruction set's kernels, with a team of threads.");
     kernels.def(py::init<const std::string&, int>(), py::arg("isa"), py::arg("threads"))
         .def_property_readonly("isa", [](const Kernels& self) { return std::string(self.table().isa); })
-        .def_property_readonly("threads", &Kernels::threads);
+        .def_property_readonly("threads", &Kernels::threads)
+        .def_property(
+            "deferring", [](const Kernels& self) { return self.calls().are_deferred(); },
+            [](Kernels& self, bool wanted) { self.calls().defer(wanted); },
+            "Whether calls of the thread that has set it wait until `finish` or one that doesn't wait.")
+        .def_property_readonly(
+            "deferred", [](const Kernels& self) { return self.calls().count(); },
+            "Calls that were deferred since `finish`.")
+        .def_property_readonly(
+            "waiting_bytes", [](const Kernels& self) { return self.calls().waiting_bytes(); },
+            "Bytes of activations that those that wait use, counted by each.")
+        .def(
+            "finish",
+            [](Kernels& self) {
+                self.run_waiting();
+                return self.calls().take_times();
+            },
+            "Run the calls that wait; returns start and end, in seconds, of each since the last `finish`.");
     bind_rows(kernels);
     bind_products(kernels);
     bind_layer(kernels);

@@ -28,7 +28,7 @@ void linear(Kernels& self, py::handle x, py::handle weight, int64_t rows, int64_
     Arguments arguments("linear");
     const Product product =
         product_of(self.table(), arguments, {}, x, weight, rows, columns, bias, residual, scale, out);
-    self.call(product.multiply, product.args);
+    self.call(arguments, product.multiply, product.args);
 }
 
 void sigmoid_scores(Kernels& self, py::handle x, py::handle weight, int64_t rows, int64_t columns, py::handle out) {
@@ -39,10 +39,11 @@ void sigmoid_scores(Kernels& self, py::handle x, py::handle weight, int64_t rows
     const TensorView panel =
         check_panels(arguments, "weight", weight, divide_up(rows, kPanelColumns), columns, input.dtype);
     const TensorView result = arguments.tensor("out", out, {"T", 1}, {DType::kFloat32});
-    self.call(kernel_for(panel, self.table().linear, self.table().linear_int8),
+    self.call(arguments, kernel_for(panel, self.table().linear, self.table().linear_int8),
               LinearArgs{element_of(input), Element::kFloat32, arguments["T"], columns, rows, input.data, panel.data,
                          nullptr, nullptr, result.data, 1.0f});
-    self.call(self.table().sigmoid, ElementwiseArgs{Element::kFloat32, arguments["T"], result.data, result.data, 0.0f});
+    self.call(arguments, self.table().sigmoid,
+              ElementwiseArgs{Element::kFloat32, arguments["T"], result.data, result.data, 0.0f});
 }
 
 void experts(Kernels& self, py::handle x, py::handle gate_up, py::handle down, int64_t width, py::handle ids,
@@ -63,12 +64,27 @@ void experts(Kernels& self, py::handle x, py::handle gate_up, py::handle down, i
     arguments.require((first.dtype == DType::kInt8) == (second.dtype == DType::kInt8),
                       "gate_up and down must be of one dtype");
     if (arguments["E"] < 1) arguments.reject("gate_up must hold at least 1 expert, found 0");
-    arguments.check_indices("ids", chosen, arguments["E"]);
-    self.call(kernel_for(first, self.table().experts, self.table().experts_int8),
-              ExpertsArgs{element_of(input), element_of(result), activation_named(arguments, activation),
-                          arguments["T"], hidden, arguments["E"], arguments["A"], width, input.data, first.data,
-                          second.data, static_cast<const int32_t*>(chosen.data),
-                          static_cast<const float*>(weights.data), base.data, result.data, static_cast<float>(scale)});
+    const auto kernel = kernel_for(first, self.table().experts, self.table().experts_int8);
+    const ExpertsArgs args{element_of(input),
+                           element_of(result),
+                           activation_named(arguments, activation),
+                           arguments["T"],
+                           hidden,
+                           arguments["E"],
+                           arguments["A"],
+                           width,
+                           input.data,
+                           first.data,
+                           second.data,
+                           static_cast<const int32_t*>(chosen.data),
+                           static_cast<const float*>(weights.data),
+                           base.data,
+                           result.data,
+                           static_cast<float>(scale)};
+    self.run(arguments, [=](const Context& context) {  // ids may be what a call that waits before this one makes
+        arguments.check_indices("ids", chosen, args.experts);
+        kernel(context, args);
+    });
 }
 
 }  // namespace

@@ -14,30 +14,32 @@ namespace {
 
 void rms_norm(Kernels& self, py::handle x, py::handle weight, double eps, py::handle out) {
     Arguments arguments("rms_norm");
-    self.call(self.table().rms_norm, norm_args(arguments, x, weight, eps, out));
+    self.call(arguments, self.table().rms_norm, norm_args(arguments, x, weight, eps, out));
 }
 
 void layer_norm(Kernels& self, py::handle x, py::handle weight, double eps, py::handle out) {
     Arguments arguments("layer_norm");
-    self.call(self.table().layer_norm, norm_args(arguments, x, weight, eps, out));
+    self.call(arguments, self.table().layer_norm, norm_args(arguments, x, weight, eps, out));
 }
 
 void embed(Kernels& self, py::handle table, py::handle token_ids, py::handle out) {
     Arguments arguments("embed");
     const TensorView rows = arguments.tensor("table", table, {"V", "H"}, kFloating);
     const TensorView ids = arguments.tensor("token_ids", token_ids, {"T"}, {DType::kInt32});
-    const TensorView result = arguments.tensor("out", out, {"T", "H"}, {rows.dtype});
+    const TensorView result = arguments.tensor("out", out, {"T", "H"}, {rows.dtype, DType::kFloat32});
     arguments.check_indices("token_ids", ids, arguments["V"]);
-    self.call(self.table().embed, EmbedArgs{element_of(rows), arguments["T"], arguments["H"], rows.data,
-                                            static_cast<const int32_t*>(ids.data), result.data});
+    self.call(arguments, self.table().embed,
+              EmbedArgs{element_of(rows), element_of(result), arguments["T"], arguments["H"], rows.data,
+                        static_cast<const int32_t*>(ids.data), result.data});
 }
 
 void split_qkv(Kernels& self, py::handle joined, py::handle positions, py::handle inverse_frequencies, double magnitude,
                py::handle q_norm, py::handle k_norm, double eps, std::optional<double> limit, py::handle q,
                py::handle k, py::handle v) {
     Arguments arguments("split_qkv");
-    self.call(self.table().split_qkv, split_qkv_args(arguments, joined, positions, inverse_frequencies, magnitude,
-                                                     q_norm, k_norm, eps, limit, q, k, v));
+    self.call(arguments, self.table().split_qkv,
+              split_qkv_args(arguments, joined, positions, inverse_frequencies, magnitude, q_norm, k_norm, eps, limit,
+                             q, k, v));
 }
 
 ElementwiseArgs elementwise_args(Arguments& arguments, py::handle x, double parameter, py::handle out) {
@@ -48,13 +50,13 @@ ElementwiseArgs elementwise_args(Arguments& arguments, py::handle x, double para
 
 void scale(Kernels& self, py::handle x, double factor, py::handle out) {
     Arguments arguments("scale");
-    self.call(self.table().scale, elementwise_args(arguments, x, factor, out));
+    self.call(arguments, self.table().scale, elementwise_args(arguments, x, factor, out));
 }
 
 void route(Kernels& self, py::handle logits, const std::string& scoring, std::optional<double> norm, py::handle ids,
            py::handle weights) {
     Arguments arguments("route");
-    self.call(self.table().route, route_args(arguments, logits, scoring, norm, ids, weights));
+    self.call(arguments, self.table().route, route_args(arguments, logits, scoring, norm, ids, weights));
 }
 
 }  // namespace

@@ -31,7 +31,7 @@ void mask_logits(Kernels& self, py::handle logits, py::handle allowed, py::handl
                          std::to_string(arguments["words"]) + " words of 32");
     }
     arguments.check_indices("rows", where, arguments["R"]);
-    self.call(self.table().mask_logits,
+    self.call(arguments, self.table().mask_logits,
               MaskArgs{arguments["M"], arguments["V"], static_cast<const int32_t*>(masks.data),
                        static_cast<const int32_t*>(where.data), static_cast<float*>(scores.data)});
 }
@@ -53,7 +53,7 @@ void sample(Kernels& self, py::handle logits, py::handle temperature, py::handle
                           check_range(arguments, "min_p", min_p, 1),
                           check_range(arguments, "uniform", uniform, 1, true),
                           static_cast<int32_t*>(ids.data)};
-    self.call(self.table().sample, args);
+    self.call(arguments, self.table().sample, args);
 }
 
 }  // namespace
