@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import math
 import os
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import torch
 
 from moelens.errors import ConfigError, KernelError, UnsupportedModelError
+from moelens.ops.chunks import Chunks, Empty
 from moelens.ops.interface import (
     Activation,
     AttentionRows,
@@ -61,9 +62,6 @@ def schedulable_cores(cgroup: Path = Path("/sys/fs/cgroup/cpu.max")) -> int:
     return max(1, cores)
 
 
-Empty = Callable[[Sequence[int], torch.dtype], torch.Tensor]  # an uninitialised tensor of this shape and dtype
-
-
 def new_tensor(shape: Sequence[int], dtype: torch.dtype) -> torch.Tensor:
     """From torch's allocator."""
     return torch.empty(tuple(shape), dtype=dtype)
@@ -82,12 +80,16 @@ class NativeOps:
         self.isa = choose_isa(isa)
         self.threads = schedulable_cores() if threads is None else threads
         self._kernels = _cpu.Kernels(self.isa, self.threads)
-        self._empty = empty
+        self._own_empty = empty
+        self._chunks = Chunks(empty)
 
     @property
     def calls(self) -> _cpu.Kernels:
         """The calls of kernels, which may be deferred (`moelens.machine.cpu.Calls`)."""
         return self._kernels
+
+    def _empty(self, shape: Sequence[int], dtype: torch.dtype) -> torch.Tensor:
+        return self._chunks.empty(shape, dtype) if self._kernels.deferring else self._own_empty(shape, dtype)
 
     # --- storage ------------------------------------------------------------------------------------------------------
     def matrix_shape(self, rows: int, columns: int, dtype: torch.dtype) -> tuple[int, ...]:

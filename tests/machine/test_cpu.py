@@ -86,11 +86,10 @@ def test_each_task_has_the_times_of_its_own_kernels() -> None:
 
 
 def test_kernels_run_before_they_use_much_memory() -> None:
-    calls = FakeCalls(nbytes=MOST_WAITING_BYTES // 5)
-    waited: list[int] = []
+    calls, waited = FakeCalls(nbytes=MOST_WAITING_BYTES // 5), set[int]()
 
     def act(task: Task) -> int:
-        waited.append(calls.waiting_bytes)
+        waited.add(calls.waiting_bytes)
         for _ in range(KERNELS.get(task.stage, 0)):
             calls.call()
         return 0
