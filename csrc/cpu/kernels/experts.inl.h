@@ -185,32 +185,43 @@ MOELENS_INLINE int64_t panel_apart(int64_t index, int64_t panels, int64_t thread
     return range * (panels / threads) + smaller(range, panels % threads) + index / threads;
 }
 
+// The first expert from `expert` on that has rows in a group, or the number of experts.
+inline int64_t find_used(const Segment* segments, int64_t experts, int64_t expert) {
+    while (expert < experts && segments[expert].rows == 0) ++expert;
+    return expert;
+}
+
 template <class T>
 void run_down(const Context& context, const ExpertsCall<T>& call) {
     const ExpertPlan& plan = call.plan;
     const int64_t experts = call.args.experts, panels = divide_rounding_up(call.args.hidden, kPanelColumns);
+    const int64_t threads = context.team.threads(), tasks = plan.groups * panels;
     const int64_t panel_floats = call.down_steps * kPanelColumns;
-    const float* weights = static_cast<const float*>(call.args.down);
-    run_tasks(context, plan.groups * panels, [&](int64_t index, int thread) {
-        const int64_t group = index / panels, panel = panel_apart(index % panels, panels, context.team.threads());
+    const auto segments_of = [&](int64_t index) { return plan.segments + index / panels * experts; };
+    const auto panel_of = [&](int64_t index) { return panel_apart(index % panels, panels, threads); };
+    const auto weights = [&](int64_t expert, int64_t panel) {
+        return static_cast<const float*>(call.args.down) + (expert * panels + panel) * panel_floats;
+    };
+    run_tasks(context, tasks, [&](int64_t index, int thread) {
+        const int64_t group = index / panels, panel = panel_of(index);
         const int64_t first_token = plan.first_token(group), tokens = plan.first_token(group + 1) - first_token;
-        const Segment* segments = plan.segments + group * experts;
+        const Segment* segments = segments_of(index);
         float* totals = static_cast<float*>(context.scratch.local[thread].data());
         FinishedBeside<FinishDown> unfinished(totals + tokens * kPanelColumns);
         memset(totals, 0, static_cast<size_t>(tokens * kPanelColumns) * sizeof(float));
-        for (int64_t e = 0; e < experts; ++e) {
+        const int64_t later = smaller(index + threads, tasks - 1);  // this thread's, if all are equally fast
+        const float* after = weights(find_used(segments_of(later), experts, 0), panel_of(later));
+        for (int64_t e = find_used(segments, experts, 0); e < experts;) {
             const Segment& segment = segments[e];
-            if (segment.rows == 0) continue;
-            int64_t following = e + 1;
-            while (following < experts && segments[following].rows == 0) ++following;
-            if (following == experts) following = e;
-            const float* b = weights + (e * panels + panel) * panel_floats;
-            const float* next = weights + (following * panels + panel) * panel_floats;
+            const int64_t following = find_used(segments, experts, e + 1);
             const Panels a{call.inner + segment.begin * call.down_floats, segment.rows, segment.tiles, 0,
                            segment.tiles};
-            multiply_panel<Format<T>>(a, b, call.down_steps, next, unfinished, [&](int64_t row, int64_t) {
-                return FinishDown{&plan, segment.begin + row, totals - first_token * kPanelColumns};
-            });
+            const float* next = following < experts ? weights(following, panel) : after;
+            multiply_panel<Format<T>>(
+                a, weights(e, panel), call.down_steps, next, unfinished, [&](int64_t row, int64_t) {
+                    return FinishDown{&plan, segment.begin + row, totals - first_token * kPanelColumns};
+                });
+            e = following;
         }
         unfinished.finish_all();
         const int64_t column = panel * kPanelColumns;

@@ -121,7 +121,8 @@ struct Panels {
 // them, but no fewer tiles than make it worth reading the panels.
 constexpr bool kSmallCache = kLanes < 16;
 constexpr int64_t kSteps = 2048;
-// How far ahead of a single tile B is fetched: to the first-level cache, or to the second and once more shortly before.
+// How far ahead of a single tile B is fetched, but no further than to the same place in the next panel: to the
+// first-level cache, or to the second and once more shortly before.
 constexpr int64_t kFarSteps = 256;  // 32 KiB
 constexpr int64_t kNearSteps = 32;
 constexpr int64_t kRowBytes = (kSmallCache ? 192 : 384) * 1024;
@@ -132,6 +133,7 @@ constexpr int64_t kFewestTiles = kSmallCache ? 4 : 8;
 template <class F>
 MOELENS_INLINE void multiply_single_tile(const float* a, int rows, const float* b, int64_t steps, float* sums,
                                          int64_t stride, const float* next) {
+    const int64_t far = smaller(kFarSteps, steps), near = smaller(kNearSteps, steps);
     int64_t s = 0;
     const auto ahead = [&](int64_t distance) MOELENS_INLINED {
         const int64_t rest = steps - s;
@@ -140,14 +142,14 @@ MOELENS_INLINE void multiply_single_tile(const float* a, int rows, const float* 
     with_near_cache([&](auto cache) MOELENS_INLINED {
         while (s < steps) {  // parts end where what is fetched goes on in the next panel
             const int64_t rest = steps - s;
-            const int64_t left = rest > kFarSteps ? kFarSteps : cache.kLevel == 2 && rest > kNearSteps ? kNearSteps : 0;
+            const int64_t left = rest > far ? far : cache.kLevel == 2 && rest > near ? near : 0;
             const Tile part{
                 a + F::kUnitsPerStep * s * rows, b + s * kPanelColumns, rest - left, rows, sums, stride, s > 0};
             if constexpr (cache.kLevel == 1) {
-                multiply_tile<F>(part, in_order<1>(ahead(kFarSteps)));
+                multiply_tile<F>(part, in_order<1>(ahead(far)));
             } else {
                 constexpr int kFewest = Fetching<2>::kFewestRows;
-                multiply_tile<F>(part, NearAndFar<2, kFewest>{in_order(ahead(kNearSteps)), ahead(kFarSteps)});
+                multiply_tile<F>(part, NearAndFar<2, kFewest>{in_order(ahead(near)), ahead(far)});
             }
             s = steps - left;
         }
