@@ -129,10 +129,10 @@ constexpr int64_t kRowBytes = (kSmallCache ? 192 : 384) * 1024;
 constexpr int64_t kFewestTiles = kSmallCache ? 4 : 8;
 
 // sums [rows of a tile][32], `stride` apart, = the tile times one panel of B; as multiply_panel of a single tile. What
-// is multiplied now hides what is read next.
-template <class F>
+// is multiplied now hides what is read next; `beside` is done beside the first part.
+template <class F, class Beside = NothingBeside>
 MOELENS_INLINE void multiply_single_tile(const float* a, int rows, const float* b, int64_t steps, float* sums,
-                                         int64_t stride, const float* next) {
+                                         int64_t stride, const float* next, const Beside& beside = {}) {
     const int64_t far = smaller(kFarSteps, steps), near = smaller(kNearSteps, steps);
     int64_t s = 0;
     const auto ahead = [&](int64_t distance) MOELENS_INLINED {
@@ -140,16 +140,19 @@ MOELENS_INLINE void multiply_single_tile(const float* a, int rows, const float* 
         return distance < rest ? b + (s + distance) * kPanelColumns : next + (distance - rest) * kPanelColumns;
     };
     with_near_cache([&](auto cache) MOELENS_INLINED {
+        const auto multiply = [&](const Tile& part, const auto& fetching) MOELENS_INLINED {
+            s == 0 ? multiply_tile<F>(part, fetching, beside) : multiply_tile<F>(part, fetching);
+        };
         while (s < steps) {  // parts end where what is fetched goes on in the next panel
             const int64_t rest = steps - s;
             const int64_t left = rest > far ? far : cache.kLevel == 2 && rest > near ? near : 0;
             const Tile part{
                 a + F::kUnitsPerStep * s * rows, b + s * kPanelColumns, rest - left, rows, sums, stride, s > 0};
             if constexpr (cache.kLevel == 1) {
-                multiply_tile<F>(part, in_order<1>(ahead(far)));
+                multiply(part, in_order<1>(ahead(far)));
             } else {
                 constexpr int kFewest = Fetching<2>::kFewestRows;
-                multiply_tile<F>(part, NearAndFar<2, kFewest>{in_order(ahead(near)), ahead(far)});
+                multiply(part, NearAndFar<2, kFewest>{in_order(ahead(near)), ahead(far)});
             }
             s = steps - left;
         }
@@ -233,12 +236,18 @@ MOELENS_INLINE void multiply_panel(const Panels& a, const float* b, int64_t step
     const bool is_last = index + 1 == unfinished.panels();
     const bool is_kept = steps > kSteps || Finish::kManyPanels;
     if (tiles == 1) {
-        unfinished.finish_all();
         const int64_t row = a.first_row();
         const int count = static_cast<int>(a.row_count());
         float* sums = is_kept ? unfinished.kept_sums(0) : unfinished.next_sums();
+        const float* rows = a.data + F::kUnitsPerStep * row * steps;
+        // Many rows that take long to finish; fewer wait for memory anyway, which waits for nothing that comes between.
+        if (Finish::kPrepares && count > kMaxRows / 2 && !is_kept) {
+            const Finish finish = begin(row, count);
+            multiply_single_tile<F>(rows, count, b, steps, sums, stride, next, unfinished);
+            return unfinished.leave(finish, count, sums);
+        }
+        unfinished.finish_all();
         const auto multiply = [&]() MOELENS_INLINED {
-            const float* rows = a.data + F::kUnitsPerStep * row * steps;
             multiply_single_tile<F>(rows, count, b, steps, sums + column, stride, next);
         };
         if (!is_last) return multiply();
