@@ -208,6 +208,9 @@ class Engine:
         tasks = self._step_tasks(shapes, self._device.begin_step(sum(shapes, StepShape())))
         try:
             timeline = self._executor.run(tasks, actions, [batch.rows for batch in step.parts])
+        except BaseException:
+            self._routes.forget_step()
+            raise
         finally:
             actions.release()
         self._routes.end_step()

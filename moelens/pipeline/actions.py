@@ -294,8 +294,8 @@ class Actions:
         x, attended = part.x, part.q if self._device.is_host else self._attended(part)
         if layer + 1 < len(self._architecture.config.layers) or len(part.batch.logit_rows) == len(x):
             return x, attended
-        ops, rows = self._device.ops, torch.tensor([row.row for row in part.batch.logit_rows], dtype=torch.int32)
-        return ops.embed(x, rows), ops.embed(attended.flatten(1), rows)
+        rows = torch.tensor([row.row for row in part.batch.logit_rows], dtype=torch.int32).to(x.device)
+        return self._device.ops.embed(x, rows), self._device.ops.embed(attended.flatten(1), rows)
 
     def _attended(self, part: PartState) -> torch.Tensor:
         """Of all rows, in their order: decodes, resumed prompts, fresh prompts."""

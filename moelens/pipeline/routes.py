@@ -43,6 +43,10 @@ class RouteCounts:
         chosen = ids.flatten()
         self._counts[layer].index_add_(0, chosen, torch.ones_like(chosen, dtype=torch.int64))  # bincount waits for GPUs
 
+    def forget_step(self) -> None:
+        """Drop what was noted of a step that has failed: its ids may never have been written."""
+        self._noted.clear()
+
     def end_step(self) -> None:
         """Count a step's layers at once, when ids are there: between kernels, which fill the caches, each would take
         several times as long."""

@@ -69,3 +69,13 @@ def test_steps_of_few_rows_are_not_counted() -> None:
 
 def test_a_model_without_routers_is_even() -> None:
     assert make(DenseFFN(16)).load() is EVEN
+
+
+def test_what_a_failed_step_has_noted_is_forgotten() -> None:
+    counts = make(FFN)
+    counts.count(0, ids(ENOUGH))
+    counts.end_step()
+    counts.count(0, torch.full((ENOUGH, 2), -1, dtype=torch.int32))  # never written
+    counts.forget_step()
+    counts.end_step()
+    assert counts.load() == RoutingLoad(SHARES)
