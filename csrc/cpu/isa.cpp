@@ -8,6 +8,10 @@
 #if defined(__x86_64__)
 #include <cpuid.h>
 #endif
+#if defined(MOELENS_HAS_AMX)
+#include <sys/syscall.h>
+#include <unistd.h>
+#endif
 
 namespace moelens {
 
@@ -17,6 +21,7 @@ struct Features {
     bool avx2 = false;         // with FMA and F16C
     bool avx512 = false;       // F, BW, VL, DQ
     bool avx512_bf16 = false;  // and VNNI
+    bool amx_bf16 = false;     // and AVX-512 as above
 };
 
 #if defined(__x86_64__)
@@ -41,11 +46,23 @@ Features detect() {
     constexpr uint64_t kYmm = 0x6, kZmm = 0xe6;  // XMM and YMM; and the mask registers and both halves of ZMM
     if ((state & kYmm) != kYmm || !__get_cpuid_count(7, 0, &a, &b, &c, &d)) return found;
     found.avx2 = bit(b, 5) && fma && f16c;
-    const bool vnni = bit(c, 11);
+    const bool vnni = bit(c, 11), amx_bf16 = bit(d, 22) && bit(d, 24);
     const bool avx512 = bit(b, 16) && bit(b, 17) && bit(b, 30) && bit(b, 31);
     found.avx512 = found.avx2 && avx512 && (state & kZmm) == kZmm;
     if (found.avx512 && __get_cpuid_count(7, 1, &a, &b, &c, &d)) found.avx512_bf16 = vnni && bit(a, 5);
+    constexpr uint64_t kTiles = 0x60000;  // their shapes and their data
+    found.amx_bf16 = found.avx512_bf16 && amx_bf16 && (state & kTiles) == kTiles;
     return found;
+}
+
+// Linux gives a process tile registers when it asks for them.
+[[maybe_unused]] bool may_use_tiles() {
+#if defined(MOELENS_HAS_AMX)
+    constexpr int kRequestPermission = 0x1023, kTileData = 18;  // ARCH_REQ_XCOMP_PERM, XFEATURE_XTILEDATA
+    return syscall(SYS_arch_prctl, kRequestPermission, kTileData) == 0;
+#else
+    return false;
+#endif
 }
 
 bool detect_zen5() {
@@ -72,6 +89,9 @@ bool detect_zen5() {
 std::vector<const KernelTable*> list_variants() {
     [[maybe_unused]] const Features features = detect();
     std::vector<const KernelTable*> variants;
+#if defined(MOELENS_HAS_AMX)
+    if (features.amx_bf16 && may_use_tiles()) variants.push_back(&amx_bf16_table);
+#endif
 #if defined(__x86_64__)
     if (features.avx512_bf16) variants.push_back(&avx512_bf16_table);
     if (features.avx512) variants.push_back(&avx512_table);

@@ -1,6 +1,6 @@
 // attention: softmax(scale · q·k) · v over a paged cache, for decode and prefill rows alike.
 //
-// The rows of one request and one KV head (row = token * group + head in group) are cut into panels of at most 12, and
+// The rows of one request and one KV head (row = token * group + head in group) are cut into panels of at most kMaxRows, and
 // panels into blocks that pass over the keys once, 256 keys at a time:
 //
 //   scores = Q · Kᵀ      a product of tiles: 32 keys are the columns, D is summed over
@@ -51,7 +51,7 @@ class AttentionPass {
     static int64_t memory_floats(int64_t head_dim) {
         const int64_t width = divide_rounding_up(head_dim, kPanelColumns) * kPanelColumns;
         const int64_t row = row_floats<F>(head_dim) + width + kLanes + 2 * kGroupKeys;
-        return kBlockRows * row + kBlockPanels * kPadded + kPanelColumns;
+        return kBlockRows * row + kBlockPanels * kPadded + kLineFloats;
     }
 
     AttentionPass(const AttentionArgs& args, float* memory)
@@ -59,7 +59,7 @@ class AttentionPass {
           layout_(CacheLayout::of<F>(args)),
           width_(layout_.chunks * kPanelColumns),
           line_(memory),
-          panel_memory_(line_ + kPanelColumns) {}
+          panel_memory_(line_ + kLineFloats) {}
 
     // `next` is the block that will be taken after this one, or null.
     void attend(const QueryBlock& block, const QueryBlock* next) {
@@ -90,6 +90,9 @@ class AttentionPass {
     }
 
   private:
+    // Of some steps of values with what no row sees made zero: one step, or what a tile register holds.
+    static constexpr int64_t kLineFloats = F::kUnitsTogether * kPanelColumns;
+
     // The rows of a panel of a block: count them, first one in `first`.
     static int panel_rows(const QueryBlock& block, int i, int64_t* first) {
         const int tiles = block.panels_per_head(), t = i % tiles;
@@ -237,6 +240,7 @@ class AttentionPass {
         const float* a = panel.weights + tile % kGroupTiles * (kWeightRow<F> / kGroupTiles);
         const int64_t visible = smaller(kTileKeys, panel.end_key() - tile * kTileKeys);
         const int64_t steps = visible / F::kDepth, chunk = layout_.chunk_steps * kPanelColumns;
+        if (kUsesTiles<F> && visible < kTileKeys) return sum_last_tile(panel, a, values, visible);
         for (int64_t i = 0; i < layout_.chunks; ++i) {
             float* out = panel.out + i * kPanelColumns;
             const Tile part{a, values + i * chunk, steps, panel.count, out, width_, panel.begun};
@@ -246,13 +250,33 @@ class AttentionPass {
         if (visible % F::kDepth != 0) sum_last_key(panel, a + steps * F::kUnitsPerStep, values + steps * kPanelColumns);
     }
 
+    // The same of a tile whose keys after the first `visible` may be anything, NaN too. All 32 are summed, of which the
+    // weights of the others are zero: a row's sums are those that it would get beside rows that see more.
+    void sum_last_tile(QueryPanel& panel, const float* a, const float* values, int64_t visible) {
+        const int64_t steps = visible / F::kDepth;
+        for (int64_t i = 0; i < layout_.chunks; ++i, values += layout_.chunk_steps * kPanelColumns) {
+            memset(line_, 0, kLineFloats * sizeof(float));
+            memcpy(line_, values, static_cast<size_t>(steps * kStepBytes));
+            if (visible % F::kDepth != 0) copy_firsts(values + steps * kPanelColumns, line_ + steps * kPanelColumns);
+            float* out = panel.out + i * kPanelColumns;
+            multiply_tile<F, kWeightRow<F>>({a, line_, layout_.chunk_steps, panel.count, out, width_, panel.begun},
+                                            NoFetching());
+        }
+        panel.begun = true;
+    }
+
+    // Pairs of which the second is made zero.
+    static void copy_firsts(const float* pairs, float* out) {
+        uint32_t words[kPanelColumns];
+        memcpy(words, pairs, sizeof words);
+        for (uint32_t& word : words) word &= 0xffff;
+        memcpy(out, words, sizeof words);
+    }
+
     // The last pair of keys when only its first one is visible: the second may be anything, NaN too.
     void sum_last_key(QueryPanel& panel, const float* a, const float* pairs) {
         for (int64_t i = 0; i < layout_.chunks; ++i) {
-            uint32_t words[kPanelColumns];
-            memcpy(words, pairs + i * layout_.chunk_steps * kPanelColumns, sizeof words);
-            for (uint32_t& word : words) word &= 0xffff;
-            memcpy(line_, words, sizeof words);
+            copy_firsts(pairs + i * layout_.chunk_steps * kPanelColumns, line_);
             float* out = panel.out + i * kPanelColumns;
             multiply_tile<F, kWeightRow<F>>({a, line_, 1, panel.count, out, width_, true}, in_order(line_));
         }

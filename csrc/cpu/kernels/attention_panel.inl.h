@@ -1,4 +1,4 @@
-// A panel of up to 12 query rows of one request and KV head on its way over the keys, and the softmax of its scores.
+// A panel of up to kMaxRows query rows of one request and KV head on its way over the keys, and the softmax of its scores.
 
 constexpr float kLowestScore = -1e30f;  // finite, so that a row that has seen nothing yet makes no NaN
 
@@ -58,8 +58,8 @@ MOELENS_INLINE void store_weights(WidePairs, float* row, int64_t key, F32 weight
     store(rounded, weights);
     store(row + key, load(rounded));
 }
-#ifdef MOELENS_DOT_PAIRS
-MOELENS_INLINE void store_weights(DotPairs, float* row, int64_t key, F32 weights) {
+#if defined(MOELENS_DOT_PAIRS) || defined(MOELENS_TILES)
+MOELENS_INLINE void store_weights(Pairs, float* row, int64_t key, F32 weights) {
     store(reinterpret_cast<Bf16*>(row) + key, weights);
 }
 #endif

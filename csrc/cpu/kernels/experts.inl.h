@@ -63,10 +63,11 @@ template <class T>
 MOELENS_INLINE void put_words(const T* values, int64_t words, int count, float* panel) {
     using U = typename RowUnits<Format<T>>::type;
     for (int64_t u = 0; u < words; ++u) {
+        float* at = panel + unit_index<Format<T>>(u, 0, count);
         if (U::kElements == 2) {
-            memcpy(panel + u * count, values + 2 * u, sizeof(float));
+            memcpy(at, values + 2 * u, sizeof(float));
         } else {
-            panel[u * count] = widen(values[u]);
+            *at = widen(values[u]);
         }
     }
 }
@@ -83,7 +84,9 @@ struct FinishGateUp {
     int64_t words;  // at most kWords
     float* out;     // the first row's first word
 
-    MOELENS_INLINE void fetch() const { fetch_to_write(out, kWords * count * 4 + 60); }  // it may begin within a line
+    MOELENS_INLINE void fetch() const {  // it may begin within a line
+        fetch_to_write(out, larger(kWords, Format<T>::kUnitsTogether) * count * 4 + 60);
+    }
     MOELENS_INLINE void prepare(const float* sums, float* divisors) const {
         for (int c = 0; c < kHalf; c += kLanes) {
             store(divisors + c, activation_divisor(activation, load(sums + c)));
@@ -95,9 +98,9 @@ struct FinishGateUp {
             store(values + c, activate(activation, load(sums + c), load(divisors + c)) * load(sums + kHalf + c));
         }
         if (words == kWords) {  // so that the loop is unrolled
-            put_words(values, kWords, count, out + row);
+            put_words(values, kWords, count, out + row * Format<T>::kUnitsTogether);
         } else {
-            put_words(values, words, count, out + row);
+            put_words(values, words, count, out + row * Format<T>::kUnitsTogether);
         }
     }
 };
@@ -132,7 +135,8 @@ void run_gate_up(const Context& context, const ExpertsCall<T>& call) {
             const auto begin = [&](int64_t row, int64_t rows) MOELENS_INLINED {
                 float* inner = call.inner + (segment.begin + row) * call.down_floats;
                 const Finish finish{call.args.activation, static_cast<int>(rows),
-                                    smaller(Finish::kWords, call.down_floats - first_word), inner + first_word * rows};
+                                    smaller(Finish::kWords, call.down_floats - first_word),
+                                    inner + unit_index<Format<T>>(first_word, 0, rows)};
                 finish.fetch();
                 return finish;
             };

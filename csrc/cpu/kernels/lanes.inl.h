@@ -24,10 +24,17 @@ constexpr int64_t divide_rounding_up(int64_t a, int64_t b) {
     return (a + b - 1) / b;
 }
 
+#ifndef MOELENS_TILES
+struct TileScope {};
+#endif
+
 // Calls f(task, thread) for every task, on the team.
 template <class F>
 void run_tasks(const Context& context, int64_t count, const F& f) {
-    const Team::Task call = [](void* self, int64_t task, int thread) { (*static_cast<const F*>(self))(task, thread); };
+    const Team::Task call = [](void* self, int64_t task, int thread) {
+        [[maybe_unused]] const TileScope scope{};
+        (*static_cast<const F*>(self))(task, thread);
+    };
     context.team.run(count, call, const_cast<F*>(&f));
 }
 

@@ -33,6 +33,12 @@ struct RowUnits<DotPairs> {
     using type = PairUnits;
 };
 #endif
+#ifdef MOELENS_TILES
+template <>
+struct RowUnits<TilePairs> {
+    using type = PairUnits;
+};
+#endif
 
 template <class Element>
 struct ColumnUnits;  // the units of B's panels: weights are stored alike for every ISA
@@ -81,28 +87,49 @@ void write_panel(const typename U::Element* const* rows, int count, int64_t colu
 // --- panels of A
 // ------------------------------------------------------------------------------------------------------
 
-// Rows are cut into the fewest tiles of at most 12 rows, as even as can be. Tile t of `rows` starts here:
+// Rows are cut into the fewest tiles of at most kMaxRows rows. Tile t of `rows` starts here:
 MOELENS_INLINE int64_t tile_count(int64_t rows) {
     return divide_rounding_up(rows, kMaxRows);
 }
 MOELENS_INLINE int64_t tile_begin(int64_t rows, int64_t tiles, int64_t t) {
-    return t * rows / tiles;
+    return kEvenTiles ? t * rows / tiles : smaller(rows, t * kMaxRows);
 }
 
 template <class F>
 constexpr int64_t steps_of(int64_t k) {
     return divide_rounding_up(k, F::kDepth);
 }
+// Floats that so many steps of one row take in panels of A.
+template <class F>
+constexpr int64_t floats_of_steps(int64_t steps) {
+    return divide_rounding_up(steps * F::kUnitsPerStep, F::kUnitsTogether) * F::kUnitsTogether;
+}
 // Floats that one row takes in panels of A.
 template <class F>
 constexpr int64_t row_floats(int64_t k) {
-    return steps_of<F>(k) * F::kUnitsPerStep;
+    return floats_of_steps<F>(steps_of<F>(k));
+}
+// Where unit u of row r lies in the panel of `count` rows.
+template <class F>
+constexpr int64_t unit_index(int64_t u, int64_t r, int64_t count) {
+    return (u / F::kUnitsTogether * count + r) * F::kUnitsTogether + u % F::kUnitsTogether;
 }
 
-// Writes the panel of `count` ≤ 12 rows.
+// Writes the panel of `count` ≤ kMaxRows rows.
 template <class F>
 MOELENS_INLINE void pack_rows(const typename F::Element* const* rows, int count, int64_t columns, float* panel) {
-    write_panel<typename RowUnits<F>::type>(rows, count, columns, panel, count, row_floats<F>(columns));
+    using Units = typename RowUnits<F>::type;
+    const int64_t units = row_floats<F>(columns);
+    if constexpr (F::kUnitsTogether == 1) {
+        write_panel<Units>(rows, count, columns, panel, count, units);
+    } else {
+        static_assert(F::kUnitsTogether == kLanes);
+        for (int r = 0; r < count; ++r) {
+            for (int64_t u = 0; u < units; u += kLanes) {
+                store(panel + unit_index<F>(u, r, count), load_row_units<Units>(rows[r], u * F::kDepth, columns));
+            }
+        }
+    }
 }
 
 // A range of tiles of a packed matrix with `rows` rows: panel after panel, row_floats() floats a row.
@@ -145,7 +172,8 @@ MOELENS_INLINE void multiply_single_tile(const float* a, int rows, const float* 
         };
         while (s < steps) {  // parts end where what is fetched goes on in the next panel
             const int64_t rest = steps - s;
-            const int64_t left = rest > far ? far : cache.kLevel == 2 && rest > near ? near : 0;
+            const int64_t wanted = rest > far ? far : cache.kLevel == 2 && rest > near ? near : 0;
+            const int64_t left = larger(0, rest - floats_of_steps<F>(rest - wanted) / F::kUnitsPerStep);
             const Tile part{
                 a + F::kUnitsPerStep * s * rows, b + s * kPanelColumns, rest - left, rows, sums, stride, s > 0};
             if constexpr (cache.kLevel == 1) {
@@ -235,11 +263,12 @@ MOELENS_INLINE void multiply_panel(const Panels& a, const float* b, int64_t step
     const int64_t tiles = a.last_tile - a.first_tile, stride = unfinished.stride(), column = index * kPanelColumns;
     const bool is_last = index + 1 == unfinished.panels();
     const bool is_kept = steps > kSteps || Finish::kManyPanels;
+    const int64_t row_floats = floats_of_steps<F>(steps);
     if (tiles == 1) {
         const int64_t row = a.first_row();
         const int count = static_cast<int>(a.row_count());
         float* sums = is_kept ? unfinished.kept_sums(0) : unfinished.next_sums();
-        const float* rows = a.data + F::kUnitsPerStep * row * steps;
+        const float* rows = a.data + row * row_floats;
         // Many rows that take long to finish; fewer wait for memory anyway, which waits for nothing that comes between.
         if (Finish::kPrepares && count > kMaxRows / 2 && !is_kept) {
             const Finish finish = begin(row, count);
@@ -263,9 +292,9 @@ MOELENS_INLINE void multiply_panel(const Panels& a, const float* b, int64_t step
         for (int64_t tile = 0; tile < tiles; ++tile) {
             const int64_t row = a.begin(a.first_tile + tile);
             const int count = static_cast<int>(a.begin(a.first_tile + tile + 1) - row);
-            const float* rows = a.data + F::kUnitsPerStep * (row * steps + s * count);
+            const float* rows = a.data + row * row_floats + F::kUnitsPerStep * s * count;
             const float* share = coming + smaller(tile * advance, kPanelColumns) * some;
-            const float* next_rows = rows + F::kUnitsPerStep * count * steps;
+            const float* next_rows = rows + count * row_floats;
             float* sums = is_kept ? unfinished.kept_sums(tile) : unfinished.next_sums();
             const auto multiply = [&]() MOELENS_INLINED {
                 multiply_tile<F>({rows, b + s * kPanelColumns, some, count, sums + column, stride, s > 0},

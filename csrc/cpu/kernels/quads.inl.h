@@ -11,6 +11,7 @@ struct Quads {
     using Element = int8_t;
     static constexpr int kDepth = 4;
     static constexpr int kUnitsPerStep = 1;
+    static constexpr int kUnitsTogether = 1;
 
     template <int R, int V>
     static MOELENS_INLINE void step(F32 (&sums)[R][V], const float* a, int next_row, int64_t, const float* b) {

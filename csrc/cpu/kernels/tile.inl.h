@@ -7,12 +7,20 @@
 //   Singles      float32 by float32       one float
 //   WidePairs    bfloat16 pairs, widened  a float for the first k of every row, then one for the second k of every row
 //   DotPairs     bfloat16 pairs           one pair, as it is
+//   TilePairs    bfloat16 pairs           one pair, as it is; 16 steps of a row lie together (see tile_pairs.inl.h)
 //
 // Each sum takes its products in ascending order of k, one rounding after another, whatever the number of rows: that is
-// what makes a row's result independent of the rows beside it. Sums can be continued, so a split of k changes nothing.
+// what makes a row's result independent of the rows beside it. Sums can be continued, so a split of k (of TilePairs,
+// between blocks of 16 steps) changes nothing.
 
 constexpr int kPanelColumns = 32;
+#ifdef MOELENS_TILES
+constexpr int kMaxRows = kMostTileRows;
+constexpr bool kEvenTiles = false;  // rows are cut into whole tiles and the rest, not into tiles as even as can be
+#else
 constexpr int kMaxRows = 12;
+constexpr bool kEvenTiles = true;
+#endif
 constexpr int64_t kStepBytes = kPanelColumns * 4;
 
 // sums[r][v] = add(row(r), column(v), what was there). Whichever are fewer, rows or vectors of columns, stay in
@@ -45,7 +53,8 @@ MOELENS_INLINE void add_products(F32 (&sums)[R][V], const Row& row, const Column
 struct Singles {
     using Element = float;
     static constexpr int kDepth = 1;         // ks in a step
-    static constexpr int kUnitsPerStep = 1;  // words of A per row and step
+    static constexpr int kUnitsPerStep = 1;   // words of A per row and step
+    static constexpr int kUnitsTogether = 1;  // of a row in A's panel
 
     template <int R, int V>
     static MOELENS_INLINE void step(F32 (&sums)[R][V], const float* a, int next_row, int64_t, const float* b) {
@@ -58,6 +67,7 @@ struct WidePairs {
     using Element = Bf16;
     static constexpr int kDepth = 2;
     static constexpr int kUnitsPerStep = 2;
+    static constexpr int kUnitsTogether = 1;
 
     template <int R, int V>
     static MOELENS_INLINE void step(F32 (&sums)[R][V], const float* a, int next_row, int64_t second, const float* b) {
@@ -73,6 +83,7 @@ struct DotPairs {
     using Element = Bf16;
     static constexpr int kDepth = 2;
     static constexpr int kUnitsPerStep = 1;
+    static constexpr int kUnitsTogether = 1;
 
     template <int R, int V>
     static MOELENS_INLINE void step(F32 (&sums)[R][V], const float* a, int next_row, int64_t, const float* b) {
@@ -81,10 +92,28 @@ struct DotPairs {
         add_products(sums, [&](int r) { return splat(a[r * next_row]); }, column, add);
     }
 };
+#endif
+
+#if defined(MOELENS_TILES)
+struct TilePairs {
+    using Element = Bf16;
+    static constexpr int kDepth = 2;
+    static constexpr int kUnitsPerStep = 1;
+    static constexpr int kUnitsTogether = 16;  // a row of a tile register
+
+    template <int S, class T, class Ahead, class Beside>
+    static MOELENS_INLINE void multiply(const T& t, Ahead ahead, const Beside& beside);
+};
+using Pairs = TilePairs;
+#elif defined(MOELENS_DOT_PAIRS)
 using Pairs = DotPairs;
 #else
 using Pairs = WidePairs;
 #endif
+
+// Whether products of a format are those of tile registers.
+template <class F>
+constexpr bool kUsesTiles = F::kUnitsTogether > 1;
 
 template <class Element>
 struct FormatOf;
@@ -164,7 +193,7 @@ struct NothingBeside {
     MOELENS_INLINE void operator()(int) const {}
 };
 
-// The operands of one tile. `rows` ≤ 12 is also the number of rows of A's panel.
+// The operands of one tile. `rows` ≤ kMaxRows is also the number of rows of A's panel.
 struct Tile {
     static constexpr bool kInPieces = false;
     const float* a;
@@ -292,10 +321,14 @@ MOELENS_INLINE void multiply_rows_from(const T& t, int row, Ahead ahead, const B
 
 template <class F, int S = 0, class T = Tile, class Ahead, class Beside = NothingBeside>
 MOELENS_INLINE void multiply_tile(const T& t, Ahead ahead, const Beside& beside = {}) {
-    multiply_rows_from<F, S>(t, 0, ahead, beside);
-    if constexpr (kTileRows < kMaxRows) {
-        for (int row = kTileRows; row < t.rows; row += kTileRows) {
-            multiply_rows_from<F, S>(t, row, ahead, NothingBeside());
+    if constexpr (kUsesTiles<F>) {
+        F::template multiply<S>(t, ahead, beside);
+    } else {
+        multiply_rows_from<F, S>(t, 0, ahead, beside);
+        if constexpr (kTileRows < kMaxRows) {
+            for (int row = kTileRows; row < t.rows; row += kTileRows) {
+                multiply_rows_from<F, S>(t, row, ahead, NothingBeside());
+            }
         }
     }
 }

@@ -3,6 +3,11 @@
 
 #include "kernel_table.h"
 
+// Whether the assembler knows the instructions, and the operating system is one that lets us ask for the registers.
+#if defined(__x86_64__) && defined(__linux__) && __has_include(<amxbf16intrin.h>)
+#define MOELENS_HAS_AMX 1
+#endif
+
 namespace moelens {
 
 extern const KernelTable scalar_table;
@@ -10,6 +15,9 @@ extern const KernelTable scalar_table;
 extern const KernelTable avx2_table;
 extern const KernelTable avx512_table;
 extern const KernelTable avx512_bf16_table;
+#endif
+#if defined(MOELENS_HAS_AMX)
+extern const KernelTable amx_bf16_table;
 #endif
 
 }  // namespace moelens

@@ -1,0 +1,69 @@
+// AVX-512 with the bfloat16 instructions, and AMX: eight tile registers of 16 rows of 64 bytes, and products of tiles of
+// bfloat16 pairs.
+//
+// A product takes the pairs of 32 ks, sums them in float32 and adds that to what was there: a row's result depends on
+// where blocks of 32 ks begin, and on nothing beside the row.
+#include "vec/avx512_bf16.h"
+
+#define MOELENS_TILES 1
+
+// As in the manual of LDTILECFG, palette 1.
+struct alignas(64) TileShapes {
+    uint8_t palette, first_row, unused[14];
+    uint16_t row_bytes[16];
+    uint8_t rows[16];
+};
+
+constexpr int kRegisterRows = 16;  // of a tile register, at most
+constexpr int kMostTileRows = 2 * kRegisterRows;
+
+struct AllTileShapes {
+    TileShapes of_rows[kMostTileRows + 1];
+};
+
+// For each number of A's rows: tiles 0 … 3 are sums (0 and 1 of the first 16 rows, 2 and 3 of the others), 4 and 5 are
+// A's, 6 and 7 B's.
+constexpr AllTileShapes make_tile_shapes() {
+    AllTileShapes all{};
+    for (int count = 1; count <= kMostTileRows; ++count) {
+        TileShapes& shapes = all.of_rows[count];
+        const int first = count < kRegisterRows ? count : kRegisterRows, second = count - first;
+        shapes.palette = 1;
+        for (int tile = 0; tile < 8; ++tile) {
+            const bool of_second = tile == 2 || tile == 3 || tile == 5, of_b = tile >= 6;
+            const int rows = of_b ? kRegisterRows : of_second ? second : first;
+            shapes.rows[tile] = static_cast<uint8_t>(rows > 0 ? rows : 1);
+            shapes.row_bytes[tile] = 64;
+        }
+    }
+    return all;
+}
+
+constexpr AllTileShapes kTileShapes = make_tile_shapes();
+
+thread_local int shaped_rows = 0;  // what this thread's tile registers are shaped for; 0: unknown
+
+// Shaping takes some 80 ns.
+MOELENS_INLINE void shape_tiles(int rows) {
+    if (rows == shaped_rows) return;
+    __asm__ volatile("ldtilecfg %0" : : "m"(kTileShapes.of_rows[rows]));
+    shaped_rows = rows;
+}
+
+// A thread's tile registers for the time of a task: before it others may have shaped them, and after it they are left
+// empty, so that a switch of threads has nothing to save.
+struct TileScope {
+    TileScope() { shaped_rows = 0; }
+    ~TileScope() {
+        if (shaped_rows > 0) __asm__ volatile("tilerelease");
+    }
+    TileScope(const TileScope&) = delete;
+};
+
+// `stride`: bytes from a row to the next. Not the compiler's intrinsics: GCC's don't say that they read or write memory.
+#define MOELENS_TILE_LOAD(tile, data, stride) \
+    __asm__ volatile("tileloadd (%0,%1,1), %%tmm" #tile : : "r"(data), "r"(static_cast<int64_t>(stride)) : "memory")
+#define MOELENS_TILE_STORE(tile, data, stride) \
+    __asm__ volatile("tilestored %%tmm" #tile ", (%0,%1,1)" : : "r"(data), "r"(static_cast<int64_t>(stride)) : "memory")
+#define MOELENS_TILE_ZERO(tile) __asm__ volatile("tilezero %%tmm" #tile : :)
+#define MOELENS_TILE_DOT_PAIRS(sums, a, b) __asm__ volatile("tdpbf16ps %%tmm" #b ", %%tmm" #a ", %%tmm" #sums : :)
