@@ -150,7 +150,11 @@ constexpr bool kSmallCache = kLanes < 16;
 constexpr int64_t kSteps = 2048;
 // How far ahead of a single tile B is fetched, but no further than to the same place in the next panel: to the
 // first-level cache, or to the second and once more shortly before.
+#ifdef MOELENS_TILES
+constexpr int64_t kFarSteps = 512;  // 64 KiB
+#else
 constexpr int64_t kFarSteps = 256;  // 32 KiB
+#endif
 constexpr int64_t kNearSteps = 32;
 constexpr int64_t kRowBytes = (kSmallCache ? 192 : 384) * 1024;
 constexpr int64_t kFewestTiles = kSmallCache ? 4 : 8;
@@ -167,17 +171,18 @@ MOELENS_INLINE void multiply_single_tile(const float* a, int rows, const float* 
         return distance < rest ? b + (s + distance) * kPanelColumns : next + (distance - rest) * kPanelColumns;
     };
     with_near_cache([&](auto cache) MOELENS_INLINED {
+        constexpr bool kInOneGo = kUsesTiles<F> || cache.kLevel == 1;
         const auto multiply = [&](const Tile& part, const auto& fetching) MOELENS_INLINED {
             s == 0 ? multiply_tile<F>(part, fetching, beside) : multiply_tile<F>(part, fetching);
         };
         while (s < steps) {  // parts end where what is fetched goes on in the next panel
             const int64_t rest = steps - s;
-            const int64_t wanted = rest > far ? far : cache.kLevel == 2 && rest > near ? near : 0;
+            const int64_t wanted = rest > far ? far : !kInOneGo && rest > near ? near : 0;
             const int64_t left = larger(0, rest - floats_of_steps<F>(rest - wanted) / F::kUnitsPerStep);
             const Tile part{
                 a + F::kUnitsPerStep * s * rows, b + s * kPanelColumns, rest - left, rows, sums, stride, s > 0};
-            if constexpr (cache.kLevel == 1) {
-                multiply(part, in_order<1>(ahead(far)));
+            if constexpr (kInOneGo) {
+                multiply(part, in_order<cache.kLevel>(ahead(far)));
             } else {
                 constexpr int kFewest = Fetching<2>::kFewestRows;
                 multiply(part, NearAndFar<2, kFewest>{in_order(ahead(near)), ahead(far)});

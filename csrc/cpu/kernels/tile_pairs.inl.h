@@ -6,8 +6,9 @@
 
 constexpr int kBlockSteps = TilePairs::kUnitsTogether;
 constexpr int64_t kRegisterBytes = kBlockSteps * 4;  // of a row of A's panel, or half a step of B's
+constexpr int kHalfColumns = kPanelColumns / 2;
 
-// sums += A's block * B's.
+// sums += A's block * B's. kTwo: A has more than 16 rows.
 template <bool kTwo>
 MOELENS_INLINE void add_block(const float* a, int64_t row_bytes, const float* b) {
     MOELENS_TILE_LOAD(4, a, row_bytes);
@@ -17,7 +18,7 @@ MOELENS_INLINE void add_block(const float* a, int64_t row_bytes, const float* b)
         MOELENS_TILE_LOAD(5, reinterpret_cast<const char*>(a) + kRegisterRows * row_bytes, row_bytes);
         MOELENS_TILE_DOT_PAIRS(2, 5, 6);
     }
-    MOELENS_TILE_LOAD(7, b + kRegisterBytes / 4, kStepBytes);
+    MOELENS_TILE_LOAD(7, b + kHalfColumns, kStepBytes);
     MOELENS_TILE_DOT_PAIRS(1, 4, 7);
     if constexpr (kTwo) MOELENS_TILE_DOT_PAIRS(3, 5, 7);
 }
@@ -33,16 +34,14 @@ __attribute__((noinline)) void add_last_block(const float* a, int64_t row_bytes,
     add_block<kTwo>(some_a, kRegisterBytes, some_b);
 }
 
-template <bool kTwo, int S, class T, class Ahead, class Beside>
-__attribute__((noinline)) void multiply_by_tiles(const T& t, Ahead ahead, const Beside& beside) {
-    const int64_t sums_bytes = t.stride * 4;
-    float* const below = t.sums + kRegisterRows * t.stride;
-    if (t.continued) {
-        MOELENS_TILE_LOAD(0, t.sums, sums_bytes);
-        MOELENS_TILE_LOAD(1, t.sums + kPanelColumns / 2, sums_bytes);
+template <bool kTwo>
+MOELENS_INLINE void begin_sums(const float* sums, int64_t row_floats, bool continued) {
+    if (continued) {
+        MOELENS_TILE_LOAD(0, sums, row_floats * 4);
+        MOELENS_TILE_LOAD(1, sums + kHalfColumns, row_floats * 4);
         if constexpr (kTwo) {
-            MOELENS_TILE_LOAD(2, below, sums_bytes);
-            MOELENS_TILE_LOAD(3, below + kPanelColumns / 2, sums_bytes);
+            MOELENS_TILE_LOAD(2, sums + kRegisterRows * row_floats, row_floats * 4);
+            MOELENS_TILE_LOAD(3, sums + kRegisterRows * row_floats + kHalfColumns, row_floats * 4);
         }
     } else {
         MOELENS_TILE_ZERO(0);
@@ -50,50 +49,53 @@ __attribute__((noinline)) void multiply_by_tiles(const T& t, Ahead ahead, const 
         MOELENS_TILE_ZERO(2);
         MOELENS_TILE_ZERO(3);
     }
+}
+
+template <bool kTwo>
+MOELENS_INLINE void end_sums(float* sums, int64_t row_floats) {
+    MOELENS_TILE_STORE(0, sums, row_floats * 4);
+    MOELENS_TILE_STORE(1, sums + kHalfColumns, row_floats * 4);
+    if constexpr (kTwo) {
+        MOELENS_TILE_STORE(2, sums + kRegisterRows * row_floats, row_floats * 4);
+        MOELENS_TILE_STORE(3, sums + kRegisterRows * row_floats + kHalfColumns, row_floats * 4);
+    }
+}
+
+template <bool kTwo, int S, class T, class Ahead, class Beside>
+__attribute__((noinline)) void multiply_by_tiles(const T& t, Ahead given, const Beside& beside) {
     const int64_t row_bytes = S == 0 ? kRegisterBytes : S * 4, next_block = S == 0 ? t.rows * kBlockSteps : kBlockSteps;
     const int64_t blocks = t.steps / kBlockSteps;
+    const int parts = beside.parts();
+    Ahead ahead = given;
     const float* a = t.a;
-    const auto fetch = [&](int steps) MOELENS_INLINED {
-#pragma GCC unroll 16
-        for (int s = 0; s < steps; ++s) ahead.fetch();
-    };
-    const auto add_blocks = [&](const float* b, int parts) MOELENS_INLINED {
-        int part = 0;
+    int part = 0;
+    const auto add_blocks = [&](const float* b) MOELENS_INLINED {
         int64_t owed = 0;
         for (int64_t block = 0; block < blocks; ++block) {
             add_block<kTwo>(a, row_bytes, b);
-            fetch(kBlockSteps);
+#pragma GCC unroll 16
+            for (int s = 0; s < kBlockSteps; ++s) ahead.fetch();
             a += next_block;
             b += kBlockSteps * kPanelColumns;
-            for (owed += parts; owed >= blocks; owed -= blocks) beside(part++);
+            for (owed += parts; owed >= blocks && part < parts; owed -= blocks) beside(part++);
         }
         const int rest = static_cast<int>(t.steps % kBlockSteps);
-        if (rest > 0) {
-            add_last_block<kTwo>(a, row_bytes, t.rows, b, rest);
-            fetch(rest);
-        }
-        while (part < parts) beside(part++);
+        if (rest > 0) add_last_block<kTwo>(a, row_bytes, t.rows, b, rest);
     };
-    add_blocks(t.b, beside.parts());
+    begin_sums<kTwo>(t.sums, t.stride, t.continued);
+    add_blocks(t.b);
     if constexpr (T::kInPieces) {
-        for (int64_t piece = 1; piece < t.count; ++piece) add_blocks(t.pieces[piece], 0);
+        for (int64_t piece = 1; piece < t.count; ++piece) add_blocks(t.pieces[piece]);
     }
-    MOELENS_TILE_STORE(0, t.sums, sums_bytes);
-    MOELENS_TILE_STORE(1, t.sums + kPanelColumns / 2, sums_bytes);
-    if constexpr (kTwo) {
-        MOELENS_TILE_STORE(2, below, sums_bytes);
-        MOELENS_TILE_STORE(3, below + kPanelColumns / 2, sums_bytes);
-    }
+    end_sums<kTwo>(t.sums, t.stride);
+    while (part < parts) beside(part++);
 }
 
 template <int S, class T, class Ahead, class Beside>
 MOELENS_INLINE void TilePairs::multiply(const T& t, Ahead ahead, const Beside& beside) {
     shape_tiles(t.rows);
-    if (t.rows > kRegisterRows) {
-        multiply_by_tiles<true, S>(t, ahead, beside);
-    } else {
-        multiply_by_tiles<false, S>(t, ahead, beside);
-    }
+    t.rows > kRegisterRows ? multiply_by_tiles<true, S>(t, ahead, beside)
+                           : multiply_by_tiles<false, S>(t, ahead, beside);
 }
 
 #endif

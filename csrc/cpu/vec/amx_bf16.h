@@ -27,14 +27,13 @@ constexpr AllTileShapes make_tile_shapes() {
     AllTileShapes all{};
     for (int count = 1; count <= kMostTileRows; ++count) {
         TileShapes& shapes = all.of_rows[count];
-        const int first = count < kRegisterRows ? count : kRegisterRows, second = count - first;
         shapes.palette = 1;
         for (int tile = 0; tile < 8; ++tile) {
-            const bool of_second = tile == 2 || tile == 3 || tile == 5, of_b = tile >= 6;
-            const int rows = of_b ? kRegisterRows : of_second ? second : first;
-            shapes.rows[tile] = static_cast<uint8_t>(rows > 0 ? rows : 1);
+            shapes.rows[tile] = kRegisterRows;
             shapes.row_bytes[tile] = 64;
         }
+        const int last = (count - 1) / kRegisterRows, rest = count - last * kRegisterRows;
+        shapes.rows[2 * last] = shapes.rows[2 * last + 1] = shapes.rows[4 + last] = static_cast<uint8_t>(rest);
     }
     return all;
 }
@@ -60,10 +59,15 @@ struct TileScope {
     TileScope(const TileScope&) = delete;
 };
 
-// `stride`: bytes from a row to the next. Not the compiler's intrinsics: GCC's don't say that they read or write memory.
-#define MOELENS_TILE_LOAD(tile, data, stride) \
-    __asm__ volatile("tileloadd (%0,%1,1), %%tmm" #tile : : "r"(data), "r"(static_cast<int64_t>(stride)) : "memory")
-#define MOELENS_TILE_STORE(tile, data, stride) \
-    __asm__ volatile("tilestored %%tmm" #tile ", (%0,%1,1)" : : "r"(data), "r"(static_cast<int64_t>(stride)) : "memory")
+// `stride`: bytes from a row to the next. Not the compiler's intrinsics: GCC's don't say what memory they read or write.
+#define MOELENS_TILE_LOAD(tile, data, stride)                               \
+    __asm__ volatile("tileloadd (%0,%1,1), %%tmm" #tile                     \
+                     :                                                      \
+                     : "r"(data), "r"(static_cast<int64_t>(stride)),        \
+                       "m"(*reinterpret_cast<const char(*)[]>(data)))
+#define MOELENS_TILE_STORE(tile, data, stride)                              \
+    __asm__ volatile("tilestored %%tmm" #tile ", (%1,%2,1)"                 \
+                     : "+m"(*reinterpret_cast<char(*)[]>(data))             \
+                     : "r"(data), "r"(static_cast<int64_t>(stride)))
 #define MOELENS_TILE_ZERO(tile) __asm__ volatile("tilezero %%tmm" #tile : :)
 #define MOELENS_TILE_DOT_PAIRS(sums, a, b) __asm__ volatile("tdpbf16ps %%tmm" #b ", %%tmm" #a ", %%tmm" #sums : :)
