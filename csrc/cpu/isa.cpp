@@ -21,7 +21,7 @@ struct Features {
     bool avx2 = false;         // with FMA and F16C
     bool avx512 = false;       // F, BW, VL, DQ
     bool avx512_bf16 = false;  // and VNNI
-    bool amx_bf16 = false;     // and AVX-512 as above
+    bool amx_bf16 = false;     // and AMX of 8-bit whole numbers, and AVX-512 as above
 };
 
 #if defined(__x86_64__)
@@ -46,7 +46,7 @@ Features detect() {
     constexpr uint64_t kYmm = 0x6, kZmm = 0xe6;  // XMM and YMM; and the mask registers and both halves of ZMM
     if ((state & kYmm) != kYmm || !__get_cpuid_count(7, 0, &a, &b, &c, &d)) return found;
     found.avx2 = bit(b, 5) && fma && f16c;
-    const bool vnni = bit(c, 11), amx_bf16 = bit(d, 22) && bit(d, 24);
+    const bool vnni = bit(c, 11), amx_bf16 = bit(d, 22) && bit(d, 24) && bit(d, 25);
     const bool avx512 = bit(b, 16) && bit(b, 17) && bit(b, 30) && bit(b, 31);
     found.avx512 = found.avx2 && avx512 && (state & kZmm) == kZmm;
     if (found.avx512 && __get_cpuid_count(7, 1, &a, &b, &c, &d)) found.avx512_bf16 = vnni && bit(a, 5);

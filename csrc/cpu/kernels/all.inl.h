@@ -8,7 +8,7 @@
 #include "kernels/elementwise.inl.h"
 #include "kernels/route.inl.h"
 #include "kernels/tile.inl.h"
-#include "kernels/tile_pairs.inl.h"
+#include "kernels/tile_registers.inl.h"
 #include "kernels/panels.inl.h"
 #include "kernels/linear.inl.h"
 #include "kernels/project_qkv.inl.h"

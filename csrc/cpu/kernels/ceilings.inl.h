@@ -55,39 +55,40 @@ void multiply_in_registers(const Context& context, const CeilingArgs& args, int6
 }
 
 #ifdef MOELENS_TILES
-void multiply_registers(const Context& context, const CeilingArgs& args) {
-    constexpr int64_t kFlops = 4 * 2 * kRegisterRows * 16 * TilePairs::kDepth * kBlockSteps;  // of one round
-    const int64_t rounds = args.count / kFlops + 1;
-    *args.flops = context.team.threads() * rounds * kFlops;
-    run_tasks(context, context.team.threads(), [&](int64_t task, int) {
-        shape_tiles(kMaxRows);
-        MOELENS_TILE_LOAD(4, args.data, 0);
-        MOELENS_TILE_LOAD(5, args.data, 0);
-        MOELENS_TILE_LOAD(6, args.data + kLanes, 0);
-        MOELENS_TILE_LOAD(7, args.data + kLanes, 0);
-        MOELENS_TILE_ZERO(0);
-        MOELENS_TILE_ZERO(1);
-        MOELENS_TILE_ZERO(2);
-        MOELENS_TILE_ZERO(3);
-        for (int64_t i = 0; i < rounds; ++i) {
-            MOELENS_TILE_DOT_PAIRS(0, 4, 6);
-            MOELENS_TILE_DOT_PAIRS(1, 4, 7);
-            MOELENS_TILE_DOT_PAIRS(2, 5, 6);
-            MOELENS_TILE_DOT_PAIRS(3, 5, 7);
-        }
-        alignas(64) float sums[kRegisterRows * kLanes];
-        MOELENS_TILE_STORE(0, sums, kRegisterBytes);
-        args.results[task] = sums[0];
-    });
-}
+// The same of tile registers; dot(sums, a, b) is one of theirs, of `depth` ks a step.
+#define MOELENS_MULTIPLY_TILES(name, dot, depth)                                                            \
+    void name(const Context& context, const CeilingArgs& args) {                                            \
+        constexpr int64_t kFlops = 4 * 2 * kRegisterRows * kHalfColumns * (depth) * kBlockSteps;            \
+        const int64_t rounds = args.count / kFlops + 1;                                                     \
+        *args.flops = context.team.threads() * rounds * kFlops;                                             \
+        run_tasks(context, context.team.threads(), [&](int64_t task, int) {                                 \
+            shape_tiles(kMaxRows);                                                                          \
+            MOELENS_TILE_LOAD(4, args.data, 0);                                                             \
+            MOELENS_TILE_LOAD(5, args.data, 0);                                                             \
+            MOELENS_TILE_LOAD(6, args.data + kLanes, 0);                                                    \
+            MOELENS_TILE_LOAD(7, args.data + kLanes, 0);                                                    \
+            alignas(64) float sums[kRegisterRows * kHalfColumns] = {};                                      \
+            begin_sums<true>(sums, 0, false);                                                               \
+            for (int64_t i = 0; i < rounds; ++i) {                                                          \
+                dot(0, 4, 6);                                                                               \
+                dot(1, 4, 7);                                                                               \
+                dot(2, 5, 6);                                                                               \
+                dot(3, 5, 7);                                                                               \
+            }                                                                                               \
+            MOELENS_TILE_STORE(0, sums, kRegisterBytes);                                                    \
+            args.results[task] = sums[0];                                                                   \
+        });                                                                                                 \
+    }
+MOELENS_MULTIPLY_TILES(multiply_registers, MOELENS_TILE_DOT_PAIRS, TilePairs::kDepth)
+MOELENS_MULTIPLY_TILES(multiply_quads, MOELENS_TILE_DOT_QUADS, Quads::kDepth)
 #else
 void multiply_registers(const Context& context, const CeilingArgs& args) {
     multiply_in_registers(context, args, kFlopsPerLane, [](F32 a, F32 b, F32 sum) { return multiply_once(a, b, sum); });
 }
-#endif
 
 // Of 8-bit whole numbers, as linear_int8 multiplies them.
 void multiply_quads(const Context& context, const CeilingArgs& args) {
     constexpr int64_t kQuadFlopsPerLane = 8;
     multiply_in_registers(context, args, kQuadFlopsPerLane, [](F32 a, F32 b, F32 sum) { return dot_quads(a, b, sum); });
 }
+#endif

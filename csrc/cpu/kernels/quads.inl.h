@@ -11,6 +11,14 @@ struct Quads {
     using Element = int8_t;
     static constexpr int kDepth = 4;
     static constexpr int kUnitsPerStep = 1;
+#ifdef MOELENS_TILES
+    static constexpr int kUnitsTogether = kBlockSteps;
+
+    template <int S, class T, class Ahead, class Beside>
+    static MOELENS_INLINE void multiply(const T& t, Ahead ahead, const Beside& beside) {
+        multiply_in_tiles<Quads, S>(t, ahead, beside);
+    }
+#else
     static constexpr int kUnitsTogether = 1;
 
     template <int R, int V>
@@ -19,6 +27,7 @@ struct Quads {
         const auto column = [&](int v) { return load(b + v * kLanes); };
         add_products(sums, [&](int r) { return splat(a[r * next_row]); }, column, add);
     }
+#endif
 };
 
 struct QuadUnits {  // four int8 in one word
@@ -143,15 +152,16 @@ MOELENS_INLINE void multiply_quad_panel(const Panels& a, const QuantizedRows& qu
                                         const float* b, int64_t steps, const float* next, const Begin& begin) {
     alignas(64) float sums[kMaxRows * kPanelColumns], totals[kMaxRows * kPanelColumns];
     const int64_t tiles = a.last_tile - a.first_tile, advance = divide_rounding_up(kPanelColumns, tiles);
+    const int64_t row_floats = floats_of_steps<Quads>(steps);
     for (int64_t tile = a.first_tile; tile < a.last_tile; ++tile) {
         const int64_t row = a.begin(tile);
         const int count = static_cast<int>(a.begin(tile + 1) - row);
-        const float* rows = a.data + row * steps;
+        const float* rows = a.data + row * row_floats;
         const float* share = next + smaller((tile - a.first_tile) * advance, kPanelColumns) * steps;
         for (int64_t group = 0; group < quantized.groups; ++group) {
             const int64_t s = group * kGroupSteps, some = smaller(kGroupSteps, steps - s);
             const float* part = rows + s * count;
-            const TwoStreams ahead{share + s * advance, part + count * steps, advance, count};
+            const TwoStreams ahead{share + s * advance, part + count * row_floats, advance, count};
             multiply_tile<Quads>({part, b + s * kPanelColumns, some, count, sums, kPanelColumns, false},
                                  tiles == 1 ? in_order(next + s * kPanelColumns) : ahead);
             add_group(sums, count, quantized, group, [&](int r) { return row_at(row + r); }, totals);

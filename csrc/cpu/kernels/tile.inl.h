@@ -7,7 +7,7 @@
 //   Singles      float32 by float32       one float
 //   WidePairs    bfloat16 pairs, widened  a float for the first k of every row, then one for the second k of every row
 //   DotPairs     bfloat16 pairs           one pair, as it is
-//   TilePairs    bfloat16 pairs           one pair, as it is; 16 steps of a row lie together (see tile_pairs.inl.h)
+//   TilePairs    bfloat16 pairs           one pair, as it is; 16 steps of a row lie together (see tile_registers.inl.h)
 //
 // Each sum takes its products in ascending order of k, one rounding after another, whatever the number of rows: that is
 // what makes a row's result independent of the rows beside it. Sums can be continued, so a split of k (of TilePairs,

@@ -1,5 +1,5 @@
 // AVX-512 with the bfloat16 instructions, and AMX: eight tile registers of 16 rows of 64 bytes, and products of tiles of
-// bfloat16 pairs.
+// bfloat16 pairs, or of quads of 8-bit whole numbers.
 //
 // A product takes the pairs of 32 ks, sums them in float32 and adds that to what was there: a row's result depends on
 // where blocks of 32 ks begin, and on nothing beside the row.
@@ -70,4 +70,6 @@ struct TileScope {
                      : "+m"(*reinterpret_cast<char(*)[]>(data))             \
                      : "r"(data), "r"(static_cast<int64_t>(stride)))
 #define MOELENS_TILE_ZERO(tile) __asm__ volatile("tilezero %%tmm" #tile : :)
+// sums += a * b, of pairs of bfloat16, or of quads of 8-bit whole numbers: a's are signed, b's are not.
 #define MOELENS_TILE_DOT_PAIRS(sums, a, b) __asm__ volatile("tdpbf16ps %%tmm" #b ", %%tmm" #a ", %%tmm" #sums : :)
+#define MOELENS_TILE_DOT_QUADS(sums, a, b) __asm__ volatile("tdpbsud %%tmm" #b ", %%tmm" #a ", %%tmm" #sums : :)
