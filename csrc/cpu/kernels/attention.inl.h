@@ -1,7 +1,7 @@
 // attention: softmax(scale · q·k) · v over a paged cache, for decode and prefill rows alike.
 //
-// The rows of one request and one KV head (row = token * group + head in group) are cut into panels of at most kMaxRows, and
-// panels into blocks that pass over the keys once, 256 keys at a time:
+// The rows of one request and one KV head (row = token * group + head in group) are cut into panels of at most
+// kMaxRows, and panels into blocks that pass over the keys once, 256 keys at a time:
 //
 //   scores = Q · Kᵀ      a product of tiles: 32 keys are the columns, D is summed over
 //   weights = 2^(score - largest so far), in base 2; what was summed before is scaled when the largest grows
@@ -14,7 +14,7 @@
 // Few rows read memory and do little else, so all heads of a request are one block, and tiles are visited in the order
 // in which they lie in memory. Many rows find tiles in the caches; a block is a few panels of one head, taken in turn.
 
-constexpr int kBlockRows = 96;  // at most
+constexpr int kBlockRows = 96;                       // at most
 constexpr int kWideRows = kMaxRows == 12 ? 48 : 64;  // of a block of one head
 constexpr int kBlockPanels = kBlockRows;
 constexpr int kFarStretches = 4;  // tiles of keys or values: 32 KiB with heads of 128 in bfloat16

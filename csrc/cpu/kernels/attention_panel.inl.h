@@ -1,4 +1,5 @@
-// A panel of up to kMaxRows query rows of one request and KV head on its way over the keys, and the softmax of its scores.
+// A panel of at most kMaxRows query rows of one request and KV head on its way over the keys, and the softmax of its
+// scores.
 
 constexpr float kLowestScore = -1e30f;  // finite, so that a row that has seen nothing yet makes no NaN
 

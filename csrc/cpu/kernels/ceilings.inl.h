@@ -56,28 +56,28 @@ void multiply_in_registers(const Context& context, const CeilingArgs& args, int6
 
 #ifdef MOELENS_TILES
 // The same of tile registers; dot(sums, a, b) is one of theirs, of `depth` ks a step.
-#define MOELENS_MULTIPLY_TILES(name, dot, depth)                                                            \
-    void name(const Context& context, const CeilingArgs& args) {                                            \
-        constexpr int64_t kFlops = 4 * 2 * kRegisterRows * kHalfColumns * (depth) * kBlockSteps;            \
-        const int64_t rounds = args.count / kFlops + 1;                                                     \
-        *args.flops = context.team.threads() * rounds * kFlops;                                             \
-        run_tasks(context, context.team.threads(), [&](int64_t task, int) {                                 \
-            shape_tiles(kMaxRows);                                                                          \
-            MOELENS_TILE_LOAD(4, args.data, 0);                                                             \
-            MOELENS_TILE_LOAD(5, args.data, 0);                                                             \
-            MOELENS_TILE_LOAD(6, args.data + kLanes, 0);                                                    \
-            MOELENS_TILE_LOAD(7, args.data + kLanes, 0);                                                    \
-            alignas(64) float sums[kRegisterRows * kHalfColumns] = {};                                      \
-            begin_sums<true>(sums, 0, false);                                                               \
-            for (int64_t i = 0; i < rounds; ++i) {                                                          \
-                dot(0, 4, 6);                                                                               \
-                dot(1, 4, 7);                                                                               \
-                dot(2, 5, 6);                                                                               \
-                dot(3, 5, 7);                                                                               \
-            }                                                                                               \
-            MOELENS_TILE_STORE(0, sums, kRegisterBytes);                                                    \
-            args.results[task] = sums[0];                                                                   \
-        });                                                                                                 \
+#define MOELENS_MULTIPLY_TILES(name, dot, depth)                                                 \
+    void name(const Context& context, const CeilingArgs& args) {                                 \
+        constexpr int64_t kFlops = 4 * 2 * kRegisterRows * kHalfColumns * (depth) * kBlockSteps; \
+        const int64_t rounds = args.count / kFlops + 1;                                          \
+        *args.flops = context.team.threads() * rounds * kFlops;                                  \
+        run_tasks(context, context.team.threads(), [&](int64_t task, int) {                      \
+            shape_tiles(kMaxRows);                                                               \
+            MOELENS_TILE_LOAD(4, args.data, 0);                                                  \
+            MOELENS_TILE_LOAD(5, args.data, 0);                                                  \
+            MOELENS_TILE_LOAD(6, args.data + kLanes, 0);                                         \
+            MOELENS_TILE_LOAD(7, args.data + kLanes, 0);                                         \
+            alignas(64) float sums[kRegisterRows * kHalfColumns] = {};                           \
+            begin_sums<true>(sums, 0, false);                                                    \
+            for (int64_t i = 0; i < rounds; ++i) {                                               \
+                dot(0, 4, 6);                                                                    \
+                dot(1, 4, 7);                                                                    \
+                dot(2, 5, 6);                                                                    \
+                dot(3, 5, 7);                                                                    \
+            }                                                                                    \
+            MOELENS_TILE_STORE(0, sums, kRegisterBytes);                                         \
+            args.results[task] = sums[0];                                                        \
+        });                                                                                      \
     }
 MOELENS_MULTIPLY_TILES(multiply_registers, MOELENS_TILE_DOT_PAIRS, TilePairs::kDepth)
 MOELENS_MULTIPLY_TILES(multiply_quads, MOELENS_TILE_DOT_QUADS, Quads::kDepth)

@@ -52,7 +52,7 @@ MOELENS_INLINE void add_products(F32 (&sums)[R][V], const Row& row, const Column
 
 struct Singles {
     using Element = float;
-    static constexpr int kDepth = 1;         // ks in a step
+    static constexpr int kDepth = 1;          // ks in a step
     static constexpr int kUnitsPerStep = 1;   // words of A per row and step
     static constexpr int kUnitsTogether = 1;  // of a row in A's panel
 

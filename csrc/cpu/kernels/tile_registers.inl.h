@@ -9,11 +9,11 @@ constexpr int64_t kRegisterBytes = kBlockSteps * 4;  // of a row of A's panel, o
 constexpr int kHalfColumns = kPanelColumns / 2;
 
 // F is TilePairs or, of 8-bit whole numbers, Quads.
-#define MOELENS_TILE_DOT(sums, a, b)             \
-    if constexpr (F::kDepth == 4) {              \
-        MOELENS_TILE_DOT_QUADS(sums, a, b);      \
-    } else {                                     \
-        MOELENS_TILE_DOT_PAIRS(sums, a, b);      \
+#define MOELENS_TILE_DOT(sums, a, b)        \
+    if constexpr (F::kDepth == 4) {         \
+        MOELENS_TILE_DOT_QUADS(sums, a, b); \
+    } else {                                \
+        MOELENS_TILE_DOT_PAIRS(sums, a, b); \
     }
 
 // sums += A's block * B's. kTwo: A has more than 16 rows.

@@ -1,5 +1,5 @@
-// AVX-512 with the bfloat16 instructions, and AMX: eight tile registers of 16 rows of 64 bytes, and products of tiles of
-// bfloat16 pairs, or of quads of 8-bit whole numbers.
+// AVX-512 with the bfloat16 instructions, and AMX: eight tile registers of 16 rows of 64 bytes, and products of tiles
+// of bfloat16 pairs, or of quads of 8-bit whole numbers.
 //
 // A product takes the pairs of 32 ks, sums them in float32 and adds that to what was there: a row's result depends on
 // where blocks of 32 ks begin, and on nothing beside the row.
@@ -59,15 +59,15 @@ struct TileScope {
     TileScope(const TileScope&) = delete;
 };
 
-// `stride`: bytes from a row to the next. Not the compiler's intrinsics: GCC's don't say what memory they read or write.
-#define MOELENS_TILE_LOAD(tile, data, stride)                               \
-    __asm__ volatile("tileloadd (%0,%1,1), %%tmm" #tile                     \
-                     :                                                      \
-                     : "r"(data), "r"(static_cast<int64_t>(stride)),        \
-                       "m"(*reinterpret_cast<const char(*)[]>(data)))
-#define MOELENS_TILE_STORE(tile, data, stride)                              \
-    __asm__ volatile("tilestored %%tmm" #tile ", (%1,%2,1)"                 \
-                     : "+m"(*reinterpret_cast<char(*)[]>(data))             \
+// `stride`: bytes from a row to the next. Not the compiler's intrinsics: GCC's don't say what memory they read or
+// write.
+#define MOELENS_TILE_LOAD(tile, data, stride)           \
+    __asm__ volatile("tileloadd (%0,%1,1), %%tmm" #tile \
+                     :                                  \
+                     : "r"(data), "r"(static_cast<int64_t>(stride)), "m"(*reinterpret_cast<const char (*)[]>(data)))
+#define MOELENS_TILE_STORE(tile, data, stride)                   \
+    __asm__ volatile("tilestored %%tmm" #tile ", (%1,%2,1)"      \
+                     : "+m"(*reinterpret_cast<char (*)[]>(data)) \
                      : "r"(data), "r"(static_cast<int64_t>(stride)))
 #define MOELENS_TILE_ZERO(tile) __asm__ volatile("tilezero %%tmm" #tile : :)
 // sums += a * b, of pairs of bfloat16, or of quads of 8-bit whole numbers: a's are signed, b's are not.
