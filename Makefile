@@ -63,6 +63,12 @@ sanitize-cpu: $(STAMPS)/installed
 	MOELENS_SANITIZE=1 $(BIN)/python setup.py -q build --build-base build/sanitize --build-lib build/sanitize/lib
 	$(SANITIZERS) PYTHONPATH=build/sanitize/lib $(BIN)/pytest -q tests/ops $(PYTEST_ARGS)
 
+# The instructions of AMX, which sanitizers don't see, are plain C++ here: it runs on any processor.
+.PHONY: sanitize-tiles
+sanitize-tiles: $(STAMPS)/installed ## test the kernels for AMX, emulated, under AddressSanitizer and UBSan
+	MOELENS_SANITIZE=1 MOELENS_EMULATE_TILES=1 $(BIN)/python setup.py -q build --build-base build/tiles --build-lib build/tiles/lib
+	$(SANITIZERS) PYTHONPATH=build/tiles/lib $(BIN)/pytest -q tests/ops -k amx $(PYTEST_ARGS)
+
 # The GPU's kernels under emulation; and once more under ThreadSanitizer, where each CUDA thread is one of its own.
 .PHONY: sanitize-cuda
 sanitize-cuda: $(STAMPS)/installed

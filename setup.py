@@ -3,6 +3,7 @@
 MOELENS_CUDA=auto|0|1    the kernels for GPUs: where a CUDA toolkit is found (the default), never, or fail without one
 MOELENS_CUDA_ARCHS=…     their architectures, as "90" or "80 86"; "native": those of this machine's GPUs
 MOELENS_CUDA_EMU=1       build nothing but the GPU's kernels under emulation on the CPU, for tests
+MOELENS_EMULATE_TILES=1  the kernels for AMX without AMX, for tests on processors that lack it
 MOELENS_SANITIZE=1       instrument with AddressSanitizer and UndefinedBehaviorSanitizer, to run the kernels' tests
 CXX, CXXFLAGS, CUDA_HOME, MAX_JOBS  as usual
 """
@@ -24,6 +25,7 @@ from setuptools.command.build_ext import build_ext
 ROOT = Path(__file__).resolve().parent
 SANITIZE = os.environ.get("MOELENS_SANITIZE") == "1"
 EMULATE = os.environ.get("MOELENS_CUDA_EMU") == "1"
+EMULATE_TILES = os.environ.get("MOELENS_EMULATE_TILES") == "1"
 
 # Without -ffp-contract=off a compiler may fuse a product and a sum in one instance of a template and not in another,
 # and a row's bits would depend on the rows beside it. Flags of instruction sets are in the sources' target regions.
@@ -180,7 +182,8 @@ class NinjaBuild(build_ext):
 
     def folder_name(self) -> str:
         name = f"ninja-{sysconfig.get_platform()}-{sys.implementation.cache_tag}"
-        return name + ("-emulated" if EMULATE else "") + ("-sanitize" if SANITIZE else "")
+        name += ("-emulated" if EMULATE else "") + ("-tiles" if EMULATE_TILES else "")
+        return name + ("-sanitize" if SANITIZE else "")
 
     def flags(self) -> str:
         import pybind11
@@ -189,6 +192,8 @@ class NinjaBuild(build_ext):
         includes += [f"-isystem {path}" for path in (pybind11.get_include(), sysconfig.get_path("include"))]
         if EMULATE:
             includes.append("-DMOELENS_CUDA_EMULATION -Wno-unknown-pragmas")
+        if EMULATE_TILES:
+            includes.append("-DMOELENS_EMULATE_TILES")
         level = INSTRUMENTED if SANITIZE else OPTIMISED
         return " ".join([level, COMMON, *includes, os.environ.get("CXXFLAGS", "")]).strip()
 

@@ -8,7 +8,7 @@
 #if defined(__x86_64__)
 #include <cpuid.h>
 #endif
-#if defined(MOELENS_HAS_AMX)
+#if defined(MOELENS_HAS_AMX) && !defined(MOELENS_EMULATE_TILES)
 #include <sys/syscall.h>
 #include <unistd.h>
 #endif
@@ -57,7 +57,7 @@ Features detect() {
 
 // Linux gives a process tile registers when it asks for them.
 [[maybe_unused]] bool may_use_tiles() {
-#if defined(MOELENS_HAS_AMX)
+#if defined(MOELENS_HAS_AMX) && !defined(MOELENS_EMULATE_TILES)
     constexpr int kRequestPermission = 0x1023, kTileData = 18;  // ARCH_REQ_XCOMP_PERM, XFEATURE_XTILEDATA
     return syscall(SYS_arch_prctl, kRequestPermission, kTileData) == 0;
 #else
@@ -98,6 +98,9 @@ std::vector<const KernelTable*> list_variants() {
     if (features.avx2) variants.push_back(&avx2_table);
 #endif
     variants.push_back(&scalar_table);
+#if defined(MOELENS_EMULATE_TILES)
+    variants.push_back(&amx_bf16_table);  // the slowest by far
+#endif
     return variants;
 }
 

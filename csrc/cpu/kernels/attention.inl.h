@@ -14,8 +14,8 @@
 // Few rows read memory and do little else, so all heads of a request are one block, and tiles are visited in the order
 // in which they lie in memory. Many rows find tiles in the caches; a block is a few panels of one head, taken in turn.
 
-constexpr int kBlockRows = 96;                       // at most
-constexpr int kWideRows = kMaxRows == 12 ? 48 : 64;  // of a block of one head
+constexpr int kBlockRows = 96;                              // at most
+constexpr int kWideRows = (kEvenTiles ? 4 : 2) * kMaxRows;  // of a block of one head
 constexpr int kBlockPanels = kBlockRows;
 constexpr int kFarStretches = 4;  // tiles of keys or values: 32 KiB with heads of 128 in bfloat16
 constexpr int kFewestPieces = 3;  // tiles of values from which on it pays to keep sums in registers for all of them

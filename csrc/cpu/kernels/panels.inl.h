@@ -123,7 +123,7 @@ MOELENS_INLINE void pack_rows(const typename F::Element* const* rows, int count,
     if constexpr (F::kUnitsTogether == 1) {
         write_panel<Units>(rows, count, columns, panel, count, units);
     } else {
-        static_assert(F::kUnitsTogether == kLanes);
+        static_assert(F::kUnitsTogether % kLanes == 0);
         for (int r = 0; r < count; ++r) {
             for (int64_t u = 0; u < units; u += kLanes) {
                 store(panel + unit_index<F>(u, r, count), load_row_units<Units>(rows[r], u * F::kDepth, columns));

@@ -8,7 +8,9 @@
 // GCC 12 warns of its own intrinsics, some of which start from an undefined vector.
 #pragma GCC diagnostic ignored "-Wmaybe-uninitialized"
 #pragma GCC diagnostic ignored "-Wuninitialized"
+#ifndef MOELENS_EMULATE_TILES
 #pragma GCC target("avx512f,avx512bw,avx512vl,avx512dq,avx512bf16,avx512vnni,avx2,fma,f16c")
+#endif
 
 namespace moelens {
 namespace {

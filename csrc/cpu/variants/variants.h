@@ -3,8 +3,9 @@
 
 #include "kernel_table.h"
 
-// Whether the assembler knows the instructions, and the operating system is one that lets us ask for the registers.
-#if defined(__x86_64__) && defined(__linux__) && __has_include(<amxbf16intrin.h>)
+// Whether the assembler knows the instructions, and the operating system is one that lets us ask for the registers; or
+// they are emulated.
+#if defined(MOELENS_EMULATE_TILES) || (defined(__x86_64__) && defined(__linux__) && __has_include(<amxbf16intrin.h>))
 #define MOELENS_HAS_AMX 1
 #endif
 

@@ -3,7 +3,11 @@
 //
 // A product takes the pairs of 32 ks, sums them in float32 and adds that to what was there: a row's result depends on
 // where blocks of 32 ks begin, and on nothing beside the row.
+#ifdef MOELENS_EMULATE_TILES
+#include "vec/scalar.h"
+#else
 #include "vec/avx512_bf16.h"
+#endif
 
 #define MOELENS_TILES 1
 
@@ -40,12 +44,18 @@ constexpr AllTileShapes make_tile_shapes() {
 
 constexpr AllTileShapes kTileShapes = make_tile_shapes();
 
+#ifdef MOELENS_EMULATE_TILES
+#include "vec/emulated_tiles.inl.h"
+#else
+#include "vec/amx_instructions.inl.h"
+#endif
+
 thread_local int shaped_rows = 0;  // what this thread's tile registers are shaped for; 0: unknown
 
 // Shaping takes some 80 ns.
 MOELENS_INLINE void shape_tiles(int rows) {
     if (rows == shaped_rows) return;
-    __asm__ volatile("ldtilecfg %0" : : "m"(kTileShapes.of_rows[rows]));
+    MOELENS_TILE_SHAPE(kTileShapes.of_rows[rows]);
     shaped_rows = rows;
 }
 
@@ -54,22 +64,7 @@ MOELENS_INLINE void shape_tiles(int rows) {
 struct TileScope {
     TileScope() { shaped_rows = 0; }
     ~TileScope() {
-        if (shaped_rows > 0) __asm__ volatile("tilerelease");
+        if (shaped_rows > 0) MOELENS_TILE_RELEASE();
     }
     TileScope(const TileScope&) = delete;
 };
-
-// `stride`: bytes from a row to the next. Not the compiler's intrinsics: GCC's don't say what memory they read or
-// write.
-#define MOELENS_TILE_LOAD(tile, data, stride)           \
-    __asm__ volatile("tileloadd (%0,%1,1), %%tmm" #tile \
-                     :                                  \
-                     : "r"(data), "r"(static_cast<int64_t>(stride)), "m"(*reinterpret_cast<const char (*)[]>(data)))
-#define MOELENS_TILE_STORE(tile, data, stride)                   \
-    __asm__ volatile("tilestored %%tmm" #tile ", (%1,%2,1)"      \
-                     : "+m"(*reinterpret_cast<char (*)[]>(data)) \
-                     : "r"(data), "r"(static_cast<int64_t>(stride)))
-#define MOELENS_TILE_ZERO(tile) __asm__ volatile("tilezero %%tmm" #tile : :)
-// sums += a * b, of pairs of bfloat16, or of quads of 8-bit whole numbers: a's are signed, b's are not.
-#define MOELENS_TILE_DOT_PAIRS(sums, a, b) __asm__ volatile("tdpbf16ps %%tmm" #b ", %%tmm" #a ", %%tmm" #sums : :)
-#define MOELENS_TILE_DOT_QUADS(sums, a, b) __asm__ volatile("tdpbsud %%tmm" #b ", %%tmm" #a ", %%tmm" #sums : :)
