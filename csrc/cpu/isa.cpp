@@ -8,7 +8,7 @@
 #if defined(__x86_64__)
 #include <cpuid.h>
 #endif
-#if defined(MOELENS_HAS_AMX) && !defined(MOELENS_EMULATE_TILES)
+#if defined(MOELENS_HAS_AMX)
 #include <sys/syscall.h>
 #include <unistd.h>
 #endif
@@ -55,15 +55,13 @@ Features detect() {
     return found;
 }
 
+#if defined(MOELENS_HAS_AMX)
 // Linux gives a process tile registers when it asks for them.
-[[maybe_unused]] bool may_use_tiles() {
-#if defined(MOELENS_HAS_AMX) && !defined(MOELENS_EMULATE_TILES)
+bool may_use_tiles() {
     constexpr int kRequestPermission = 0x1023, kTileData = 18;  // ARCH_REQ_XCOMP_PERM, XFEATURE_XTILEDATA
     return syscall(SYS_arch_prctl, kRequestPermission, kTileData) == 0;
-#else
-    return false;
-#endif
 }
+#endif
 
 bool detect_zen5() {
     unsigned a, b, c, d;

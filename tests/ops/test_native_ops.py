@@ -39,7 +39,7 @@ def test_the_isas_are_what_the_operating_system_lists() -> None:
         (line for line in Path("/proc/cpuinfo").read_text().splitlines() if line.startswith("flags")), ""
     ).split()
     needed = {
-        "amx_bf16": {"avx512f", "avx512bw", "avx512vl", "avx512dq", "avx512_bf16", "amx_tile", "amx_bf16"},
+        "amx_bf16": {"avx512f", "avx512bw", "avx512vl", "avx512dq", "avx512_bf16", "amx_tile", "amx_bf16", "amx_int8"},
         "avx512_bf16": {"avx512f", "avx512bw", "avx512vl", "avx512dq", "avx512_bf16"},
         "avx512": {"avx512f", "avx512bw", "avx512vl", "avx512dq"},
         "avx2": {"avx2", "fma", "f16c"},

@@ -2,7 +2,7 @@
 #include "variants/standard.h"
 #include "variants/variants.h"
 
-#if defined(MOELENS_HAS_AMX)
+#if defined(MOELENS_HAS_AMX) || defined(MOELENS_EMULATE_TILES)
 
 #pragma GCC push_options
 // GCC 12 warns of its own intrinsics, some of which start from an undefined vector.

@@ -3,9 +3,8 @@
 
 #include "kernel_table.h"
 
-// Whether the assembler knows the instructions, and the operating system is one that lets us ask for the registers; or
-// they are emulated.
-#if defined(MOELENS_EMULATE_TILES) || (defined(__x86_64__) && defined(__linux__) && __has_include(<amxbf16intrin.h>))
+// Whether the assembler knows the instructions, and the operating system is one that lets us ask for the registers.
+#if !defined(MOELENS_EMULATE_TILES) && defined(__x86_64__) && defined(__linux__) && __has_include(<amxbf16intrin.h>)
 #define MOELENS_HAS_AMX 1
 #endif
 
@@ -17,7 +16,7 @@ extern const KernelTable avx2_table;
 extern const KernelTable avx512_table;
 extern const KernelTable avx512_bf16_table;
 #endif
-#if defined(MOELENS_HAS_AMX)
+#if defined(MOELENS_HAS_AMX) || defined(MOELENS_EMULATE_TILES)
 extern const KernelTable amx_bf16_table;
 #endif
 

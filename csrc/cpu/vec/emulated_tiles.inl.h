@@ -1,5 +1,5 @@
 // AMX's instructions in plain C++, so that the kernels that use them can be tested on any processor: `make
-// emulate-tiles`.
+// sanitize-tiles`.
 
 struct EmulatedTile {
     int rows = 0;  // 0: not shaped
