@@ -167,14 +167,18 @@ class AttentionPass {
     // processor, which sees no further, would begin each block with a pause.
     template <int S = 0>
     static MOELENS_INLINE void multiply(const Tile& tile, const float* near, const float* far) {
-        with_near_cache([&](auto cache) MOELENS_INLINED {
-            const auto fetching = in_order<cache.kLevel>(near);
-            if (far) {
-                multiply_tile<F, S>(tile, NearAndFar<cache.kLevel>{fetching, far});
-            } else {
-                multiply_tile<F, S>(tile, fetching);
-            }
-        });
+        if constexpr (kTakesPasses<F>) {
+            far ? multiply_tile<F, S>(tile, in_order<F>(far, tile.steps)) : multiply_tile<F, S>(tile, NoFetching());
+        } else {
+            with_near_cache([&](auto cache) MOELENS_INLINED {
+                const auto fetching = in_order<F, cache.kLevel>(near, tile.steps);
+                if (far) {
+                    multiply_tile<F, S>(tile, NearAndFar<cache.kLevel>{fetching, far});
+                } else {
+                    multiply_tile<F, S>(tile, fetching);
+                }
+            });
+        }
     }
 
     void score(int64_t request, const float* after, bool together) {
@@ -278,7 +282,7 @@ class AttentionPass {
         for (int64_t i = 0; i < layout_.chunks; ++i) {
             copy_firsts(pairs + i * layout_.chunk_steps * kPanelColumns, line_);
             float* out = panel.out + i * kPanelColumns;
-            multiply_tile<F, kWeightRow<F>>({a, line_, 1, panel.count, out, width_, true}, in_order(line_));
+            multiply_tile<F, kWeightRow<F>>({a, line_, 1, panel.count, out, width_, true}, NoFetching());
         }
     }
 

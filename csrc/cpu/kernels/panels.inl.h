@@ -156,14 +156,15 @@ constexpr int64_t kFarSteps = 512;  // 64 KiB
 constexpr int64_t kFarSteps = 256;  // 32 KiB
 #endif
 constexpr int64_t kNearSteps = 32;
+// Where a tile takes several passes, each over all that has come: 16 KiB, so that it stays in the first-level cache.
+constexpr int64_t kPassSteps = 128;
 constexpr int64_t kRowBytes = (kSmallCache ? 192 : 384) * 1024;
 constexpr int64_t kFewestTiles = kSmallCache ? 4 : 8;
 
-// sums [rows of a tile][32], `stride` apart, = the tile times one panel of B; as multiply_panel of a single tile. What
-// is multiplied now hides what is read next; `beside` is done beside the first part.
-template <class F, class Beside = NothingBeside>
-MOELENS_INLINE void multiply_single_tile(const float* a, int rows, const float* b, int64_t steps, float* sums,
-                                         int64_t stride, const float* next, const Beside& beside = {}) {
+// Calls multiply(first, end, what to fetch meanwhile) for the steps of a panel of B in parts, while what comes after
+// it is fetched, for a tile of one pass.
+template <class F, class Multiply>
+MOELENS_INLINE void fetch_far_ahead(const float* b, int64_t steps, const float* next, const Multiply& multiply) {
     const int64_t far = smaller(kFarSteps, steps), near = smaller(kNearSteps, steps);
     int64_t s = 0;
     const auto ahead = [&](int64_t distance) MOELENS_INLINED {
@@ -172,24 +173,51 @@ MOELENS_INLINE void multiply_single_tile(const float* a, int rows, const float* 
     };
     with_near_cache([&](auto cache) MOELENS_INLINED {
         constexpr bool kInOneGo = kUsesTiles<F> || cache.kLevel == 1;
-        const auto multiply = [&](const Tile& part, const auto& fetching) MOELENS_INLINED {
-            s == 0 ? multiply_tile<F>(part, fetching, beside) : multiply_tile<F>(part, fetching);
-        };
         while (s < steps) {  // parts end where what is fetched goes on in the next panel
             const int64_t rest = steps - s;
             const int64_t wanted = rest > far ? far : !kInOneGo && rest > near ? near : 0;
             const int64_t left = larger(0, rest - floats_of_steps<F>(rest - wanted) / F::kUnitsPerStep);
-            const Tile part{
-                a + F::kUnitsPerStep * s * rows, b + s * kPanelColumns, rest - left, rows, sums, stride, s > 0};
             if constexpr (kInOneGo) {
-                multiply(part, in_order<cache.kLevel>(ahead(far)));
+                multiply(s, steps - left, in_order<F, cache.kLevel>(ahead(far), rest - left));
             } else {
                 constexpr int kFewest = Fetching<2>::kFewestRows;
-                multiply(part, NearAndFar<2, kFewest>{in_order(ahead(near)), ahead(far)});
+                const auto coming = in_order<F>(ahead(near), rest - left);
+                multiply(s, steps - left, NearAndFar<2, kFewest>{coming, ahead(far)});
             }
             s = steps - left;
         }
     });
+}
+
+// The same for a tile of several passes, which all find in the cache what was fetched during those over the part
+// before.
+template <class F, class Multiply>
+MOELENS_INLINE void fetch_next_part(const float* b, int64_t steps, const float* next, const Multiply& multiply) {
+    const int64_t parts = divide_rounding_up(steps, kPassSteps);
+    const auto begin = [&](int64_t part) { return part * steps / parts; };
+    for (int64_t part = 0; part < parts; ++part) {
+        const int64_t end = begin(part + 1);
+        const bool is_last = part + 1 == parts;
+        const int64_t coming = is_last ? begin(1) : begin(part + 2) - end;
+        multiply(begin(part), end, in_order<F>(is_last ? next : b + end * kPanelColumns, coming));
+    }
+}
+
+// sums [rows of a tile][32], `stride` apart, = the tile times one panel of B; as multiply_panel of a single tile. What
+// is multiplied now hides what is read next; `beside` is done beside the first part.
+template <class F, class Beside = NothingBeside>
+MOELENS_INLINE void multiply_single_tile(const float* a, int rows, const float* b, int64_t steps, float* sums,
+                                         int64_t stride, const float* next, const Beside& beside = {}) {
+    const auto multiply = [&](int64_t first, int64_t end, const auto& fetching) MOELENS_INLINED {
+        const Tile part{
+            a + F::kUnitsPerStep * first * rows, b + first * kPanelColumns, end - first, rows, sums, stride, first > 0};
+        first == 0 ? multiply_tile<F>(part, fetching, beside) : multiply_tile<F>(part, fetching);
+    };
+    if constexpr (kTakesPasses<F>) {
+        fetch_next_part<F>(b, steps, next, multiply);
+    } else {
+        fetch_far_ahead<F>(b, steps, next, multiply);
+    }
 }
 
 // The lines of so many bytes, to the second-level cache and ready to be written. Must be inlined: GCC takes a function
@@ -290,7 +318,6 @@ MOELENS_INLINE void multiply_panel(const Panels& a, const float* b, int64_t step
         unfinished.leave(finish, count, sums);
         return unfinished.finish_all();
     }
-    const int64_t advance = divide_rounding_up(kPanelColumns, tiles);
     for (int64_t s = 0; s < steps; s += kSteps) {
         const int64_t some = smaller(kSteps, steps - s);
         const float* coming = s + kSteps < steps ? b + (s + kSteps) * kPanelColumns : next;
@@ -298,12 +325,12 @@ MOELENS_INLINE void multiply_panel(const Panels& a, const float* b, int64_t step
             const int64_t row = a.begin(a.first_tile + tile);
             const int count = static_cast<int>(a.begin(a.first_tile + tile + 1) - row);
             const float* rows = a.data + row * row_floats + F::kUnitsPerStep * s * count;
-            const float* share = coming + smaller(tile * advance, kPanelColumns) * some;
-            const float* next_rows = rows + count * row_floats;
+            const auto share =
+                share_of_panel<F>(coming, some, tile, tiles, rows + count * row_floats, F::kUnitsPerStep * count);
             float* sums = is_kept ? unfinished.kept_sums(tile) : unfinished.next_sums();
             const auto multiply = [&]() MOELENS_INLINED {
-                multiply_tile<F>({rows, b + s * kPanelColumns, some, count, sums + column, stride, s > 0},
-                                 TwoStreams{share, next_rows, advance, F::kUnitsPerStep * count}, unfinished);
+                multiply_tile<F>({rows, b + s * kPanelColumns, some, count, sums + column, stride, s > 0}, share,
+                                 unfinished);
             };
             if (s + some < steps || !is_last) {
                 multiply();

@@ -151,19 +151,18 @@ template <class RowAt, class Begin>
 MOELENS_INLINE void multiply_quad_panel(const Panels& a, const QuantizedRows& quantized, const RowAt& row_at,
                                         const float* b, int64_t steps, const float* next, const Begin& begin) {
     alignas(64) float sums[kMaxRows * kPanelColumns], totals[kMaxRows * kPanelColumns];
-    const int64_t tiles = a.last_tile - a.first_tile, advance = divide_rounding_up(kPanelColumns, tiles);
+    const int64_t tiles = a.last_tile - a.first_tile;
     const int64_t row_floats = floats_of_steps<Quads>(steps);
     for (int64_t tile = a.first_tile; tile < a.last_tile; ++tile) {
         const int64_t row = a.begin(tile);
         const int count = static_cast<int>(a.begin(tile + 1) - row);
         const float* rows = a.data + row * row_floats;
-        const float* share = next + smaller((tile - a.first_tile) * advance, kPanelColumns) * steps;
         for (int64_t group = 0; group < quantized.groups; ++group) {
             const int64_t s = group * kGroupSteps, some = smaller(kGroupSteps, steps - s);
             const float* part = rows + s * count;
-            const TwoStreams ahead{share + s * advance, part + count * row_floats, advance, count};
-            multiply_tile<Quads>({part, b + s * kPanelColumns, some, count, sums, kPanelColumns, false},
-                                 tiles == 1 ? in_order(next + s * kPanelColumns) : ahead);
+            const auto share = share_of_panel<Quads>(next + s * kPanelColumns, some, tile - a.first_tile, tiles,
+                                                     part + count * row_floats, count);
+            multiply_tile<Quads>({part, b + s * kPanelColumns, some, count, sums, kPanelColumns, false}, share);
             add_group(sums, count, quantized, group, [&](int r) { return row_at(row + r); }, totals);
         }
         scale_columns(b + steps * kPanelColumns, count, totals);

@@ -128,9 +128,13 @@ struct FormatOf<Bf16> {
 template <class Element>
 using Format = typename FormatOf<Element>::type;
 
-// What is prefetched while a tile is multiplied, and never read here: at each step, the line at the front of either
-// stream, which then goes on by so many floats. kCache is the cache that it should come to: 1 for what is read next, 2
-// for what is read later.
+// Whether a tile is multiplied in several passes, each over some of its rows and columns.
+template <class F>
+constexpr bool kTakesPasses = !kUsesTiles<F> && (kTileRows < kMaxRows || kTileVectors * kLanes < kPanelColumns);
+
+// What is prefetched while a tile is multiplied in one pass, and never read here: at each step, the line at the front
+// of either stream, which then goes on by so many floats. kCache is the cache that it should come to: 1 for what is
+// read next, 2 for what is read later.
 template <int kCache>
 struct Fetching {
     // Fewer rows wait for memory, and the processor's own prefetching keeps more of it busy than what is fetched to the
@@ -150,12 +154,6 @@ struct Fetching {
 
 using TwoStreams = Fetching<2>;
 
-// One panel of B from front to back.
-template <int kCache = 2>
-MOELENS_INLINE Fetching<kCache> in_order(const float* panel) {
-    return {panel, panel + 16, kPanelColumns, kPanelColumns};
-}
-
 // One panel of B, and another, that is read later, to the second-level cache; by default in pieces that lie anywhere,
 // which the processor does not fetch by itself.
 template <int kCache, int kFewest = 1>
@@ -171,6 +169,83 @@ struct NearAndFar : Fetching<kCache> {
     }
 };
 
+// How many vectors of columns a pass over R rows takes. Few rows leave registers for more columns; more sums at a time
+// hide the latency of the multiplications.
+template <int R>
+constexpr int vectors_of_pass() {
+    constexpr int kAll = kPanelColumns / kLanes, kWanted = kTileRows * kTileVectors / R;
+    return kWanted >= kAll ? kAll : kWanted >= 2 * kTileVectors ? 2 * kTileVectors : kTileVectors;
+}
+
+// What one of several passes fetches, to the second-level cache: at each step, one or two lines.
+template <bool kTwo>
+struct LineStream {
+    static constexpr int kFewestRows = 1;
+    const float* line;
+    int64_t advance;  // floats a step
+
+    MOELENS_INLINE void fetch() {
+        __builtin_prefetch(line, 0, 2);
+        if constexpr (kTwo) __builtin_prefetch(line + 16, 0, 2);
+        line += advance;
+    }
+};
+
+// Where a tile takes several passes: so many lines, one after another. Each pass fetches its share of them, evenly over
+// its steps, for memory would rest during passes that fetch nothing. A share is at most two lines a step, or one where
+// there are several passes over the columns; where it is less, steps fetch the same line again, which costs less than
+// to count.
+struct SharedLines {
+    static constexpr int64_t kLineFloats = 16;
+    const float* first;
+    int64_t count;
+
+    // Of the parts [begin, end) of `all`.
+    MOELENS_INLINE SharedLines share(int64_t begin, int64_t end, int64_t all) const {
+        const int64_t skipped = count * begin / all;
+        return {first + skipped * kLineFloats, count * end / all - skipped};
+    }
+    template <int R>
+    MOELENS_INLINE auto over_steps(int64_t steps) const {
+        constexpr bool kAllColumns = vectors_of_pass<R>() * kLanes == kPanelColumns;
+        return LineStream<kAllColumns>{first, count * kLineFloats / larger(1, steps)};
+    }
+};
+
+struct NoFetching {
+    static constexpr int kFewestRows = kMaxRows + 1;
+    MOELENS_INLINE void fetch() {}
+    MOELENS_INLINE NoFetching share(int64_t, int64_t, int64_t) const { return {}; }
+    template <int R>
+    MOELENS_INLINE NoFetching over_steps(int64_t) const {
+        return {};
+    }
+};
+
+// So many steps of a panel of B, from front to back.
+template <class F, int kCache = 2>
+MOELENS_INLINE auto in_order(const float* panel, int64_t steps) {
+    if constexpr (kTakesPasses<F>) {
+        return SharedLines{panel, 2 * steps};
+    } else {
+        return Fetching<kCache>{panel, panel + 16, kPanelColumns, kPanelColumns};
+    }
+}
+
+// What tile `tile` of `tiles` fetches while all of them pass over a panel: its share of so many steps of the panel that
+// comes, and, where it takes one pass, the next rows of A.
+template <class F>
+MOELENS_INLINE auto share_of_panel(const float* panel, int64_t steps, int64_t tile, int64_t tiles,
+                                   [[maybe_unused]] const float* next_rows, [[maybe_unused]] int64_t rows_advance) {
+    if constexpr (kTakesPasses<F>) {
+        return SharedLines{panel, 2 * steps}.share(tile, tile + 1, tiles);
+    } else {
+        if (tiles == 1) return in_order<F>(panel, steps);
+        const int64_t advance = divide_rounding_up(kPanelColumns, tiles);
+        return TwoStreams{panel + smaller(tile * advance, kPanelColumns) * steps, next_rows, advance, rows_advance};
+    }
+}
+
 // The cache that what is read next should come to, as a type: calls use(CacheLevel<1>()) or use(CacheLevel<2>()).
 template <int kCache>
 struct CacheLevel {
@@ -180,11 +255,6 @@ template <class Use>
 MOELENS_INLINE void with_near_cache(const Use& use) {
     prefetches_to_first_cache() ? use(CacheLevel<1>()) : use(CacheLevel<2>());
 }
-
-struct NoFetching {
-    static constexpr int kFewestRows = kMaxRows + 1;
-    MOELENS_INLINE void fetch() {}
-};
 
 // What is done between the steps of a tile, in parts() parts: multiplications keep the processor's units for them busy,
 // but few of its others, so it does other work at the same time if it comes between them.
@@ -264,20 +334,25 @@ MOELENS_INLINE void multiply_part(const T& t, int row, int column, Ahead ahead, 
 // R rows from `row` on, all columns.
 template <class F, int R, int S, class T, class Ahead, class Beside>
 __attribute__((noinline)) void multiply_rows(const T& t, int row, Ahead ahead, const Beside& beside) {
-    // Few rows leave registers for more columns; more sums at a time hide the latency of the multiplications.
-    constexpr int kAll = kPanelColumns / kLanes;
-    constexpr int kWanted = kTileRows * kTileVectors / R;
-    constexpr int kVectors = kWanted >= kAll ? kAll : kWanted >= 2 * kTileVectors ? 2 * kTileVectors : kTileVectors;
-    multiply_part<F, R, kVectors, S>(t, row, 0, ahead, beside);
-    for (int column = kVectors * kLanes; column < kPanelColumns; column += kVectors * kLanes) {
-        multiply_part<F, R, kVectors, S>(t, row, column, in_order(t.b), NothingBeside());
+    constexpr int kVectors = vectors_of_pass<R>();
+    constexpr int kPasses = kPanelColumns / (kVectors * kLanes);
+    if constexpr (kTakesPasses<F>) {
+        const auto share = [&](int pass) MOELENS_INLINED {
+            return ahead.share(pass, pass + 1, kPasses).template over_steps<R>(t.steps);
+        };
+        multiply_part<F, R, kVectors, S>(t, row, 0, share(0), beside);
+        for (int pass = 1; pass < kPasses; ++pass) {
+            multiply_part<F, R, kVectors, S>(t, row, pass * kVectors * kLanes, share(pass), NothingBeside());
+        }
+    } else {
+        multiply_part<F, R, kVectors, S>(t, row, 0, ahead, beside);
     }
 }
 
-// As many rows from `row` on as stay in registers.
+// `count` rows from `row` on, at most as many as stay in registers.
 template <class F, int S, class T, class Ahead, class Beside>
-MOELENS_INLINE void multiply_rows_from(const T& t, int row, Ahead ahead, const Beside& beside) {
-    switch (t.rows - row < kTileRows ? t.rows - row : kTileRows) {
+MOELENS_INLINE void multiply_rows_from(const T& t, int row, int count, Ahead ahead, const Beside& beside) {
+    switch (count) {
         case 1:
             multiply_rows<F, 1, S>(t, row, ahead, beside);
             break;
@@ -323,12 +398,16 @@ template <class F, int S = 0, class T = Tile, class Ahead, class Beside = Nothin
 MOELENS_INLINE void multiply_tile(const T& t, Ahead ahead, const Beside& beside = {}) {
     if constexpr (kUsesTiles<F>) {
         F::template multiply<S>(t, ahead, beside);
+    } else if constexpr (kTileRows == kMaxRows) {
+        multiply_rows_from<F, S>(t, 0, t.rows, ahead, beside);
     } else {
-        multiply_rows_from<F, S>(t, 0, ahead, beside);
-        if constexpr (kTileRows < kMaxRows) {
-            for (int row = kTileRows; row < t.rows; row += kTileRows) {
-                multiply_rows_from<F, S>(t, row, ahead, NothingBeside());
-            }
+        // Of an odd number the first rows are one fewer: passes over 1 or 3 rows take as long as those over 2 or 4.
+        const int first = t.rows <= kTileRows ? t.rows : kTileRows - t.rows % 2;
+        multiply_rows_from<F, S>(t, 0, first, ahead.share(0, first, t.rows), beside);
+        for (int row = first; row < t.rows;) {
+            const int count = static_cast<int>(smaller(kTileRows, t.rows - row));
+            multiply_rows_from<F, S>(t, row, count, ahead.share(row, row + count, t.rows), NothingBeside());
+            row += count;
         }
     }
 }
