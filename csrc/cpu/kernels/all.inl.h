@@ -7,6 +7,8 @@
 #include "kernels/split_qkv.inl.h"
 #include "kernels/elementwise.inl.h"
 #include "kernels/route.inl.h"
+#include "kernels/formats.inl.h"
+#include "kernels/fetching.inl.h"
 #include "kernels/tile.inl.h"
 #include "kernels/tile_registers.inl.h"
 #include "kernels/panels.inl.h"

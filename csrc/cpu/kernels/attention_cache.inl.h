@@ -1,8 +1,8 @@
 // Where attention finds keys and values.
 //
-// A block holds for each KV head some tiles of 32 keys. A tile of keys is a panel of B (see tile.inl.h) whose columns
-// are the keys and whose steps are over D; a tile of values is a panel for every 32 elements of D, which are its
-// columns, with steps over the keys. So tiles of one block that are taken head by head are one stretch of memory.
+// A block holds for each KV head some tiles of 32 keys. A tile of keys is a panel of B (see formats.inl.h) whose
+// columns are the keys and whose steps are over D; a tile of values is a panel for every 32 elements of D, which are
+// its columns, with steps over the keys. So tiles of one block that are taken head by head are one stretch of memory.
 
 constexpr int kTileKeys = kPanelColumns;
 constexpr int kGroupTiles = 8;  // that share one step of the softmax

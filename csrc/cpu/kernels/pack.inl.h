@@ -1,4 +1,4 @@
-// pack_matrix and pack_gate_up: weights into panels of 32 columns (see tile.inl.h); padding is zero.
+// pack_matrix and pack_gate_up: weights into panels of 32 columns (see formats.inl.h); padding is zero.
 
 // Rows [first, first + count) of the source, as columns `lane` … of the panel; missing rows are zeros.
 template <class T>
