@@ -1,7 +1,7 @@
 """Runs moelens and its peers on the same work, in turn, each in a process of its own, and prints a table.
 
     python -m bench.peers --model MODEL [MODEL ...] [--workload 64x128x64 …] [--peers moelens vllm …] [--repeats 5]
-        [--python vllm=ENV/bin/python] [--gguf FILE …] [--eager] [--json FILE]
+        [--python vllm=ENV/bin/python] [--gguf FILE …] [--eager] [--vllm-dtype float32] [--json FILE]
 
 Each process loads a model once and then waits for work, so that peers alternate: every round of a workload runs each
 of them once, on prompts of its own, and measures before and after each run what the machine can do (multiplications
@@ -81,6 +81,12 @@ def parse_arguments(argv: Sequence[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--python", nargs="+", default=[], metavar="PEER=PYTHON", help="interpreters of peers")
     parser.add_argument("--gguf", nargs="+", default=[], help="for llama.cpp: a file for each model, in order")
     parser.add_argument("--eager", action="store_true", help="run vLLM without torch.compile")
+    parser.add_argument(
+        "--vllm-dtype",
+        choices=["bfloat16", "float32"],
+        default="bfloat16",
+        help="what vLLM computes in: float32 is faster where the processor has no instructions for bfloat16",
+    )
     parser.add_argument("--repeats", type=int, default=5)
     parser.add_argument("--threads", type=int, default=len(os.sched_getaffinity(0)))
     parser.add_argument("--json", type=Path, help="write every run here")
@@ -119,6 +125,19 @@ def choose_peers(arguments: argparse.Namespace) -> list[str]:
     return chosen
 
 
+def settings_of(arguments: argparse.Namespace, index: int) -> Settings:
+    """What each peer is told of the `index`-th model."""
+    return Settings(
+        arguments.model[index],
+        arguments.threads,
+        max(work.prompt_tokens + work.output_tokens for work in arguments.workload),
+        max(work.requests for work in arguments.workload),
+        arguments.eager,
+        arguments.gguf[index] if arguments.gguf else None,
+        arguments.vllm_dtype,
+    )
+
+
 def main() -> None:
     arguments = parse_arguments()
     torch.set_num_threads(1)
@@ -128,14 +147,7 @@ def main() -> None:
     print(header(), flush=True)
     for index, model in enumerate(arguments.model):
         config = build(read_config(Path(model))).config
-        settings = Settings(
-            model,
-            arguments.threads,
-            max(work.prompt_tokens + work.output_tokens for work in arguments.workload),
-            max(work.requests for work in arguments.workload),
-            arguments.eager,
-            arguments.gguf[index] if arguments.gguf else None,
-        )
+        settings = settings_of(arguments, index)
         with contextlib.ExitStack() as stack:
             workers = {}
             for name in peers:

@@ -19,7 +19,7 @@ def load(settings: Settings) -> tuple[dict[str, Any], Callable[[Workload, int], 
 
     llm = LLM(
         model=settings.model,
-        dtype="bfloat16",
+        dtype=settings.vllm_dtype,
         max_model_len=max(1024, settings.max_model_tokens),
         enforce_eager=settings.eager,
         max_num_seqs=settings.max_requests,
@@ -43,7 +43,7 @@ def load(settings: Settings) -> tuple[dict[str, Any], Callable[[Workload, int], 
         return in_two_runs(generate, workload)
 
     zentorch = getattr(current_platform, "is_zen_cpu", lambda: False)()
-    name = f"vllm{'+zentorch' if zentorch else ''} {'eager' if settings.eager else 'compiled'}"
+    name = f"vllm{'+zentorch' if zentorch else ''} {settings.vllm_dtype} {'eager' if settings.eager else 'compiled'}"
     return {"name": name, "version": vllm.__version__}, run
 
 

@@ -50,7 +50,7 @@ class Workload:
 
 @dataclass(frozen=True)
 class Settings:
-    """How a peer is to load a model. `eager` and `gguf` are for the peers that know such a thing."""
+    """How a peer is to load a model. `eager`, `gguf` and `vllm_dtype` are for the peers that know such a thing."""
 
     model: str
     threads: int
@@ -58,6 +58,7 @@ class Settings:
     max_requests: int
     eager: bool = False
     gguf: str | None = None
+    vllm_dtype: str = "bfloat16"
 
     @property
     def vocab(self) -> int:

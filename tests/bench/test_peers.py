@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from bench.ceilings import Ceiling
-from bench.peers.__main__ import choose_peers, measure_cells, parse_arguments, run_round
+from bench.peers.__main__ import choose_peers, measure_cells, parse_arguments, run_round, settings_of
 from bench.peers.process import FOLDER, Worker, WorkerError, environment_of
 from bench.peers.roofline import Least
 from bench.peers.table import Cell, Round, header, row
@@ -190,6 +190,14 @@ def test_the_workers_side_needs_nothing_but_python() -> None:
     code = "import sys; sys.path.insert(0, sys.argv[1]); import worker; print('torch' in sys.modules)"
     done = subprocess.run([sys.executable, "-S", "-c", code, str(FOLDER)], capture_output=True, text=True, check=True)
     assert done.stdout == "False\n"
+
+
+def test_peers_are_told_of_the_model_and_the_workloads(tmp_path: Path) -> None:
+    (tmp_path / "config.json").write_text("{}")
+    flags = ["--workload", "4x16x8", "2x100x4", "--threads", "3", "--gguf", "m.gguf", "--vllm-dtype", "float32"]
+    told = settings_of(parse_arguments(["--model", str(tmp_path), *flags]), 0)
+    assert told == Settings(str(tmp_path), 3, 104, 4, gguf="m.gguf", vllm_dtype="float32")
+    assert settings_of(parse_arguments(["--model", str(tmp_path)]), 0).vllm_dtype == "bfloat16"
 
 
 def test_settings_read_the_vocabulary(tmp_path: Path) -> None:
