@@ -164,7 +164,8 @@ class AttentionPass {
 
     // The product of a tile, while what is `near` is fetched and, unless that is null, what is `far`. Where few rows
     // read memory, that is what they read some stretches later: a block of the cache may end with each stretch, and the
-    // processor, which sees no further, would begin each block with a pause.
+    // processor, which sees no further, would begin each block with a pause. Where a tile takes several passes, only
+    // what is `far` is fetched: the processor keeps up with what is near.
     template <int S = 0>
     static MOELENS_INLINE void multiply(const Tile& tile, const float* near, const float* far) {
         if constexpr (kTakesPasses<F>) {

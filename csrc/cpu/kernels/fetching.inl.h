@@ -5,6 +5,8 @@
 template <class F>
 constexpr bool kTakesPasses = !kUsesTiles<F> && (kTileRows < kMaxRows || kTileVectors * kLanes < kPanelColumns);
 
+constexpr int kCacheLineFloats = 16;  // of a line of the caches
+
 // What is prefetched while a tile is multiplied in one pass, and never read here: at each step, the line at the front
 // of either stream, which then goes on by so many floats. kCache is the cache that it should come to: 1 for what is
 // read next, 2 for what is read later.
@@ -37,18 +39,10 @@ struct NearAndFar : Fetching<kCache> {
     MOELENS_INLINE void fetch() {
         Fetching<kCache>::fetch();
         __builtin_prefetch(far, 0, 2);
-        __builtin_prefetch(far + 16, 0, 2);
+        __builtin_prefetch(far + kCacheLineFloats, 0, 2);
         far += kPanelColumns;
     }
 };
-
-// How many vectors of columns a pass over R rows takes. Few rows leave registers for more columns; more sums at a time
-// hide the latency of the multiplications.
-template <int R>
-constexpr int vectors_of_pass() {
-    constexpr int kAll = kPanelColumns / kLanes, kWanted = kTileRows * kTileVectors / R;
-    return kWanted >= kAll ? kAll : kWanted >= 2 * kTileVectors ? 2 * kTileVectors : kTileVectors;
-}
 
 // What one of several passes fetches, to the second-level cache: at each step, one or two lines.
 template <bool kTwo>
@@ -59,7 +53,7 @@ struct LineStream {
 
     MOELENS_INLINE void fetch() {
         __builtin_prefetch(line, 0, 2);
-        if constexpr (kTwo) __builtin_prefetch(line + 16, 0, 2);
+        if constexpr (kTwo) __builtin_prefetch(line + kCacheLineFloats, 0, 2);
         line += advance;
     }
 };
@@ -69,19 +63,18 @@ struct LineStream {
 // there are several passes over the columns; where it is less, steps fetch the same line again, which costs less than
 // to count.
 struct SharedLines {
-    static constexpr int64_t kLineFloats = 16;
     const float* first;
     int64_t count;
 
     // Of the parts [begin, end) of `all`.
     MOELENS_INLINE SharedLines share(int64_t begin, int64_t end, int64_t all) const {
         const int64_t skipped = count * begin / all;
-        return {first + skipped * kLineFloats, count * end / all - skipped};
+        return {first + skipped * kCacheLineFloats, count * end / all - skipped};
     }
-    template <int R>
-    MOELENS_INLINE auto over_steps(int64_t steps) const {
-        constexpr bool kAllColumns = vectors_of_pass<R>() * kLanes == kPanelColumns;
-        return LineStream<kAllColumns>{first, count * kLineFloats / larger(1, steps)};
+    // By a pass of so many steps; kTwo: it is the only one over the columns.
+    template <bool kTwo>
+    MOELENS_INLINE LineStream<kTwo> over_steps(int64_t steps) const {
+        return {first, count * kCacheLineFloats / larger(1, steps)};
     }
 };
 
@@ -89,7 +82,7 @@ struct NoFetching {
     static constexpr int kFewestRows = kMaxRows + 1;
     MOELENS_INLINE void fetch() {}
     MOELENS_INLINE NoFetching share(int64_t, int64_t, int64_t) const { return {}; }
-    template <int R>
+    template <bool>
     MOELENS_INLINE NoFetching over_steps(int64_t) const {
         return {};
     }
@@ -101,7 +94,7 @@ MOELENS_INLINE auto in_order(const float* panel, int64_t steps) {
     if constexpr (kTakesPasses<F>) {
         return SharedLines{panel, 2 * steps};
     } else {
-        return Fetching<kCache>{panel, panel + 16, kPanelColumns, kPanelColumns};
+        return Fetching<kCache>{panel, panel + kCacheLineFloats, kPanelColumns, kPanelColumns};
     }
 }
 

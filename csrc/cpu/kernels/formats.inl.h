@@ -41,6 +41,13 @@ MOELENS_INLINE void add_products(F32 (&sums)[R][V], const Row& row, const Column
     }
 }
 
+// A step of a format in which the words of both sides are multiplied as they are.
+template <int R, int V, class Add>
+MOELENS_INLINE void add_words(F32 (&sums)[R][V], const float* a, int next_row, const float* b, const Add& add) {
+    const auto column = [&](int v) { return load(b + v * kLanes); };
+    add_products(sums, [&](int r) { return splat(a[r * next_row]); }, column, add);
+}
+
 // In each format, `next_row` is the distance from a row of A to the next, in floats: 1 in a panel, more where each row
 // is stored in one piece; `second` is the distance from the first k of a pair to the second, where they are apart.
 
@@ -52,8 +59,7 @@ struct Singles {
 
     template <int R, int V>
     static MOELENS_INLINE void step(F32 (&sums)[R][V], const float* a, int next_row, int64_t, const float* b) {
-        const auto column = [&](int v) { return load(b + v * kLanes); };
-        add_products(sums, [&](int r) { return splat(a[r * next_row]); }, column, accumulate);
+        add_words(sums, a, next_row, b, accumulate);
     }
 };
 
@@ -81,9 +87,7 @@ struct DotPairs {
 
     template <int R, int V>
     static MOELENS_INLINE void step(F32 (&sums)[R][V], const float* a, int next_row, int64_t, const float* b) {
-        const auto add = [](F32 row, F32 column, F32& sum) { sum = dot_pairs(row, column, sum); };
-        const auto column = [&](int v) { return load(b + v * kLanes); };
-        add_products(sums, [&](int r) { return splat(a[r * next_row]); }, column, add);
+        add_words(sums, a, next_row, b, [](F32 row, F32 column, F32& sum) { sum = dot_pairs(row, column, sum); });
     }
 };
 #endif

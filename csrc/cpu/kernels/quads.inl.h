@@ -23,9 +23,7 @@ struct Quads {
 
     template <int R, int V>
     static MOELENS_INLINE void step(F32 (&sums)[R][V], const float* a, int next_row, int64_t, const float* b) {
-        const auto add = [](F32 row, F32 column, F32& sum) { sum = dot_quads(column, row, sum); };
-        const auto column = [&](int v) { return load(b + v * kLanes); };
-        add_products(sums, [&](int r) { return splat(a[r * next_row]); }, column, add);
+        add_words(sums, a, next_row, b, [](F32 row, F32 column, F32& sum) { sum = dot_quads(column, row, sum); });
     }
 #endif
 };

@@ -82,11 +82,14 @@ MOELENS_INLINE void multiply_part(const T& t, int row, int column, Ahead ahead, 
 // R rows from `row` on, all columns.
 template <class F, int R, int S, class T, class Ahead, class Beside>
 __attribute__((noinline)) void multiply_rows(const T& t, int row, Ahead ahead, const Beside& beside) {
-    constexpr int kVectors = vectors_of_pass<R>();
-    constexpr int kPasses = kPanelColumns / (kVectors * kLanes);
+    // Few rows leave registers for more columns; more sums at a time hide the latency of the multiplications.
+    constexpr int kAll = kPanelColumns / kLanes;
+    constexpr int kWanted = kTileRows * kTileVectors / R;
+    constexpr int kVectors = kWanted >= kAll ? kAll : kWanted >= 2 * kTileVectors ? 2 * kTileVectors : kTileVectors;
+    constexpr int kPasses = kAll / kVectors;
     if constexpr (kTakesPasses<F>) {
         const auto share = [&](int pass) MOELENS_INLINED {
-            return ahead.share(pass, pass + 1, kPasses).template over_steps<R>(t.steps);
+            return ahead.share(pass, pass + 1, kPasses).template over_steps<kPasses == 1>(t.steps);
         };
         multiply_part<F, R, kVectors, S>(t, row, 0, share(0), beside);
         for (int pass = 1; pass < kPasses; ++pass) {
