@@ -60,7 +60,7 @@ sanitize: sanitize-cpu sanitize-cuda ## run the kernels' tests under AddressSani
 
 .PHONY: sanitize-cpu
 sanitize-cpu: $(STAMPS)/installed
-	MOELENS_SANITIZE=1 $(BIN)/python setup.py -q build --build-base build/sanitize --build-lib build/sanitize/lib
+	MOELENS_SANITIZE=1 MOELENS_ISAS=native $(BIN)/python setup.py -q build --build-base build/sanitize --build-lib build/sanitize/lib
 	$(SANITIZERS) PYTHONPATH=build/sanitize/lib $(BIN)/pytest -q tests/ops $(PYTEST_ARGS)
 
 # The instructions of AMX, which sanitizers don't see, are plain C++ here: it runs on any processor.

@@ -3,6 +3,7 @@
 MOELENS_CUDA=auto|0|1    the kernels for GPUs: where a CUDA toolkit is found (the default), never, or fail without one
 MOELENS_CUDA_ARCHS=…     their architectures, as "90" or "80 86"; "native": those of this machine's GPUs
 MOELENS_CUDA_EMU=1       build nothing but the GPU's kernels under emulation on the CPU, for tests
+MOELENS_ISAS=all|native  the kernels for every instruction set (the default), or for those of this processor alone
 MOELENS_EMULATE_TILES=1  the kernels for AMX without AMX, for tests on processors that lack it
 MOELENS_SANITIZE=1       instrument with AddressSanitizer and UndefinedBehaviorSanitizer, to run the kernels' tests
 CXX, CXXFLAGS, CUDA_HOME, MAX_JOBS  as usual
@@ -31,7 +32,16 @@ EMULATE_TILES = os.environ.get("MOELENS_EMULATE_TILES") == "1"
 # and a row's bits would depend on the rows beside it. Flags of instruction sets are in the sources' target regions.
 COMMON = "-std=c++17 -fPIC -fvisibility=hidden -ffp-contract=off -Wall -Wextra -Werror=return-type"
 OPTIMISED = "-O3 -g0"
-INSTRUMENTED = "-O1 -g -fno-omit-frame-pointer -fsanitize=address,undefined -fno-sanitize-recover=undefined"
+# As little optimisation and debug information as tells the line of an error: compiling is what takes the time here.
+INSTRUMENTED = "-Og -g1 -fno-omit-frame-pointer -fsanitize=address,undefined -fno-sanitize-recover=undefined"
+
+# What tells that the processor has what the kernels of csrc/cpu/variants/ need, among the macros of -march=native.
+MACROS = {
+    "AVX2": "__AVX2__",
+    "AVX512": "__AVX512DQ__",
+    "AVX512_BF16": "__AVX512BF16__",
+    "AMX_BF16": "__AMX_BF16__",
+}
 
 # Compute capabilities that get machine code; anything newer is compiled from the PTX of the first when it is loaded.
 CUDA_ARCHS = ("80", "86", "89", "90", "100", "120")
@@ -101,9 +111,22 @@ def cuda_targets(nvcc: Path) -> list[str]:
     return [*flags, f"-gencode=arch=compute_{archs[0]},code=compute_{archs[0]}"]
 
 
+def left_out() -> list[str]:
+    """The instruction sets whose kernels are not wanted."""
+    wanted = os.environ.get("MOELENS_ISAS", "all")
+    if wanted not in ("all", "native"):
+        raise SystemExit(f"MOELENS_ISAS must be all or native, found {wanted!r}")
+    if wanted == "all":
+        return []
+    command = [os.environ.get("CXX", "g++"), "-march=native", "-dM", "-E", "-x", "c++", os.devnull]
+    defined = subprocess.run(command, capture_output=True, text=True, check=True).stdout.split()
+    return [name for name, macro in MACROS.items() if macro not in defined]
+
+
 def sources(folder: str, *suffixes: str) -> list[str]:
+    """Those that take longest to compile come first, so that none of them is left for the end."""
     found = (path for suffix in suffixes for path in (ROOT / "csrc" / folder).rglob(f"*{suffix}"))
-    return sorted(str(path.relative_to(ROOT)) for path in found)
+    return sorted((str(path.relative_to(ROOT)) for path in found), key=lambda path: ("/variants/" not in path, path))
 
 
 def extensions() -> list[Extension]:
@@ -194,6 +217,7 @@ class NinjaBuild(build_ext):
             includes.append("-DMOELENS_CUDA_EMULATION -Wno-unknown-pragmas")
         if EMULATE_TILES:
             includes.append("-DMOELENS_EMULATE_TILES")
+        includes += [f"-DMOELENS_WITHOUT_{name}" for name in left_out()]
         level = INSTRUMENTED if SANITIZE else OPTIMISED
         return " ".join([level, COMMON, *includes, os.environ.get("CXXFLAGS", "")]).strip()
 

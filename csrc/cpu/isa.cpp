@@ -90,9 +90,13 @@ std::vector<const KernelTable*> list_variants() {
 #if defined(MOELENS_HAS_AMX)
     if (features.amx_bf16 && may_use_tiles()) variants.push_back(&amx_bf16_table);
 #endif
-#if defined(__x86_64__)
+#if defined(MOELENS_HAS_AVX512_BF16)
     if (features.avx512_bf16) variants.push_back(&avx512_bf16_table);
+#endif
+#if defined(MOELENS_HAS_AVX512)
     if (features.avx512) variants.push_back(&avx512_table);
+#endif
+#if defined(MOELENS_HAS_AVX2)
     if (features.avx2) variants.push_back(&avx2_table);
 #endif
     variants.push_back(&scalar_table);

@@ -2,7 +2,7 @@
 #include "variants/standard.h"
 #include "variants/variants.h"
 
-#if defined(__x86_64__)
+#if defined(MOELENS_HAS_AVX2)
 
 #pragma GCC push_options
 #pragma GCC target("avx2,fma,f16c")

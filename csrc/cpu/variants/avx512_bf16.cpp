@@ -2,7 +2,7 @@
 #include "variants/standard.h"
 #include "variants/variants.h"
 
-#if defined(__x86_64__)
+#if defined(MOELENS_HAS_AVX512_BF16)
 
 #pragma GCC push_options
 // GCC 12 warns of its own intrinsics, some of which start from an undefined vector.
