@@ -71,10 +71,20 @@ struct WidePairs {
 
     template <int R, int V>
     static MOELENS_INLINE void step(F32 (&sums)[R][V], const float* a, int next_row, int64_t second, const float* b) {
+        const auto first_row = [&](int r) { return splat(a[r * next_row]); };
+        const auto second_row = [&](int r) { return splat(a[r * next_row + second]); };
         const auto first_column = [&](int v) { return first_of_pairs(load(b + v * kLanes)); };
-        const auto second_column = [&](int v) { return second_of_pairs(load(b + v * kLanes)); };
-        add_products(sums, [&](int r) { return splat(a[r * next_row]); }, first_column, accumulate);
-        add_products(sums, [&](int r) { return splat(a[r * next_row + second]); }, second_column, accumulate);
+        if constexpr (R < V) {
+            const auto second_column = [&](int v) { return second_of_pairs(load(b + v * kLanes)); };
+            add_products(sums, first_row, first_column, accumulate);
+            add_products(sums, second_row, second_column, accumulate);
+        } else {
+            F32 first[V];
+            for (int v = 0; v < V; ++v) first[v] = first_column(v);
+            const auto second_column = [&](int v) { return second_of_pairs(b + v * kLanes, first[v]); };
+            add_products(sums, first_row, [&](int v) { return first[v]; }, accumulate);
+            add_products(sums, second_row, second_column, accumulate);
+        }
     }
 };
 

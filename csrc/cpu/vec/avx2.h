@@ -4,6 +4,8 @@
 constexpr int kLanes = 8;
 constexpr int kTileRows = 6;  // rows and vectors of a product's sub-tile: 12 accumulators of 16 registers
 constexpr int kTileVectors = 2;
+// Steps of a tile in one go: where others run on the same core, it is the number of instructions that limits us.
+constexpr int kUnrolledSteps = 2;
 constexpr bool kFused = true;  // fma() rounds once
 
 struct F32 {
@@ -121,6 +123,12 @@ alignas(32) constexpr uint32_t kHighHalves[kLanes] = {0xffff0000u, 0xffff0000u, 
 MOELENS_INLINE F32 second_of_pairs(F32 a) {
     asm("vandps %1, %0, %0" : "+x"(a.v) : "m"(kHighHalves));
     return a;
+}
+// The same of pairs in memory, whose first ones are at hand: as the low halves of these are zeros, no mask is needed.
+// Read anew, the pairs take no register.
+MOELENS_INLINE F32 second_of_pairs(const float* pairs, F32 first) {
+    asm("vpblendw $0xaa, %1, %0, %0" : "+x"(first.v) : "m"(*reinterpret_cast<const __m256*>(pairs)));
+    return first;
 }
 MOELENS_INLINE F32 join_pairs(const Bf16* first, const Bf16* second) {
     const __m256i low = _mm256_cvtepu16_epi32(_mm_loadu_si128(reinterpret_cast<const __m128i*>(first)));

@@ -6,6 +6,7 @@
 constexpr int kLanes = 16;
 constexpr int kTileRows = 12;  // rows and vectors of a product's tile: 24 accumulators of 32 registers
 constexpr int kTileVectors = 2;
+constexpr int kUnrolledSteps = 1;
 constexpr bool kFused = true;  // fma() rounds once
 
 struct F32 {
@@ -110,6 +111,9 @@ MOELENS_INLINE F32 first_of_pairs(F32 a) {
 MOELENS_INLINE F32 second_of_pairs(F32 a) {
     const __m512i mask = _mm512_set1_epi32(static_cast<int>(0xffff0000u));
     return {_mm512_castsi512_ps(_mm512_and_si512(_mm512_castps_si512(a.v), mask))};
+}
+MOELENS_INLINE F32 second_of_pairs(const float* pairs, F32) {
+    return second_of_pairs(load(pairs));
 }
 MOELENS_INLINE F32 join_pairs(const Bf16* first, const Bf16* second) {
     const __m512i low = _mm512_cvtepu16_epi32(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(first)));

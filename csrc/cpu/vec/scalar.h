@@ -4,6 +4,7 @@
 constexpr int kLanes = 4;
 constexpr int kTileRows = 6;  // rows and vectors of a product's sub-tile: what the registers hold
 constexpr int kTileVectors = 2;
+constexpr int kUnrolledSteps = 1;
 constexpr bool kFused = false;  // fma() rounds twice
 
 typedef float Floats __attribute__((vector_size(16)));
@@ -104,6 +105,9 @@ MOELENS_INLINE F32 first_of_pairs(F32 a) {
 }
 MOELENS_INLINE F32 second_of_pairs(F32 a) {
     return {reinterpret_cast<Floats>(reinterpret_cast<Words>(a.v) & 0xffff0000u)};
+}
+MOELENS_INLINE F32 second_of_pairs(const float* pairs, F32) {
+    return second_of_pairs(load(pairs));
 }
 MOELENS_INLINE F32 join_pairs(const Bf16* first, const Bf16* second) {
     Words w;
