@@ -51,18 +51,15 @@ MOELENS_INLINE void multiply_part(const T& t, int row, int column, Ahead ahead, 
     const float* a = t.a + row * Order::kNextRow;
     const float* b = t.b + column;
     const int64_t second = Order::second(t), next_step = Order::next_step(t);
-    const auto add_step = [&]() MOELENS_INLINED {
-        if constexpr (R >= Ahead::kFewestRows) ahead.fetch();
-        F::template step<R, V>(sums, a, Order::kNextRow, second, b);
-        a += next_step;
-        b += kPanelColumns;
-    };
     const auto add_steps = [&](int64_t steps) MOELENS_INLINED {
-        if constexpr (R > V) {
-#pragma GCC unroll kUnrolledSteps
-            for (int64_t s = 0; s < steps; ++s) add_step();
-        } else {  // few rows wait for memory
-            for (int64_t s = 0; s < steps; ++s) add_step();
+#ifdef MOELENS_UNROLL_STEPS
+#pragma GCC unroll MOELENS_UNROLL_STEPS
+#endif
+        for (int64_t s = 0; s < steps; ++s) {
+            if constexpr (R >= Ahead::kFewestRows) ahead.fetch();
+            F::template step<R, V>(sums, a, Order::kNextRow, second, b);
+            a += next_step;
+            b += kPanelColumns;
         }
     };
     const int parts = beside.parts();

@@ -6,7 +6,6 @@
 constexpr int kLanes = 16;
 constexpr int kTileRows = 12;  // rows and vectors of a product's tile: 24 accumulators of 32 registers
 constexpr int kTileVectors = 2;
-constexpr int kUnrolledSteps = 1;
 constexpr bool kFused = true;  // fma() rounds once
 
 struct F32 {

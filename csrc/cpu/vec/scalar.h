@@ -4,7 +4,6 @@
 constexpr int kLanes = 4;
 constexpr int kTileRows = 6;  // rows and vectors of a product's sub-tile: what the registers hold
 constexpr int kTileVectors = 2;
-constexpr int kUnrolledSteps = 1;
 constexpr bool kFused = false;  // fma() rounds twice
 
 typedef float Floats __attribute__((vector_size(16)));
