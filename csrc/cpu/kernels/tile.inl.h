@@ -53,7 +53,7 @@ MOELENS_INLINE void multiply_part(const T& t, int row, int column, Ahead ahead, 
     const int64_t second = Order::second(t), next_step = Order::next_step(t);
     const auto add_steps = [&](int64_t steps) MOELENS_INLINED {
 #ifdef MOELENS_UNROLL_STEPS
-#pragma GCC unroll MOELENS_UNROLL_STEPS
+#pragma GCC unroll 2
 #endif
         for (int64_t s = 0; s < steps; ++s) {
             if constexpr (R >= Ahead::kFewestRows) ahead.fetch();

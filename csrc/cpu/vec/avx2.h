@@ -1,8 +1,8 @@
 // Eight floats in a YMM register.
 #include "vec/bf16.inl.h"
 
-// Of a tile, in one go: where others run on the same core, it is the number of instructions that limits us.
-#define MOELENS_UNROLL_STEPS 2
+// Two steps of a tile in one go: where others run on the same core, it is the number of instructions that limits us.
+#define MOELENS_UNROLL_STEPS 1
 
 constexpr int kLanes = 8;
 constexpr int kTileRows = 6;  // rows and vectors of a product's sub-tile: 12 accumulators of 16 registers
