@@ -36,7 +36,7 @@ OPTIMISED = "-O3 -g0"
 INSTRUMENTED = "-Og -g1 -fno-omit-frame-pointer -fsanitize=address,undefined -fno-sanitize-recover=undefined"
 
 # What tells that the processor has what the kernels of csrc/cpu/variants/ need, among the macros of -march=native.
-MACROS = {
+ISA_MACROS = {
     "AVX2": "__AVX2__",
     "AVX512": "__AVX512DQ__",
     "AVX512_BF16": "__AVX512BF16__",
@@ -120,7 +120,7 @@ def left_out() -> list[str]:
         return []
     command = [os.environ.get("CXX", "g++"), "-march=native", "-dM", "-E", "-x", "c++", os.devnull]
     defined = subprocess.run(command, capture_output=True, text=True, check=True).stdout.split()
-    return [name for name, macro in MACROS.items() if macro not in defined]
+    return [name for name, macro in ISA_MACROS.items() if macro not in defined]
 
 
 def sources(folder: str, *suffixes: str) -> list[str]:
