@@ -7,21 +7,54 @@ constexpr bool kTakesPasses = !kUsesTiles<F> && (kTileRows < kMaxRows || kTileVe
 
 constexpr int kCacheLineFloats = 16;  // of a line of the caches
 
+// When prefetches are asked for. Asked for faster than memory gives, some are dropped, and reads of what the caches
+// hold wait behind the others. So where the steps of up to kRows rows take less time than their lines from memory, each
+// waits for the one before: next() is a zero that is part of the addresses of a step's prefetches, which alone wait for
+// it.
+#ifdef MOELENS_PACED_ROWS
+struct Pace {
+    static constexpr int kRows = MOELENS_PACED_ROWS;
+    int64_t zero = 0;
+
+    MOELENS_INLINE int64_t next() {  // 12 cycles after the last one
+        asm volatile(
+            "imul $1, %0, %0\n\t"
+            "imul $1, %0, %0\n\t"
+            "imul $1, %0, %0\n\t"
+            "imul $1, %0, %0"
+            : "+r"(zero)
+            :
+            : "cc");
+        return zero;
+    }
+};
+#else
+struct Pace {
+    static constexpr int kRows = 0;
+
+    MOELENS_INLINE int64_t next() { return 0; }
+};
+#endif
+
 // What is prefetched while a tile is multiplied in one pass, and never read here: at each step, the line at the front
 // of either stream, which then goes on by so many floats. kCache is the cache that it should come to: 1 for what is
 // read next, 2 for what is read later.
 template <int kCache>
 struct Fetching {
-    // Fewer rows wait for memory, and the processor's own prefetching keeps more of it busy than what is fetched to the
-    // second-level cache does (measured on Zen 4 with cold weights: at 2 rows 15 % faster without, at 8 rows 20 %
-    // faster with).
-    static constexpr int kFewestRows = kCache == 1 ? 1 : 3;
+    // Without a pace, fewer rows lose more by what is fetched to the second-level cache than they gain.
+    static constexpr int kFewestRows = kCache == 1 || Pace::kRows > 0 ? 1 : 3;
+    static constexpr int kPacedRows = kCache == 1 ? 0 : Pace::kRows;
     const float *first, *second;
     int64_t first_advance, second_advance;
 
-    MOELENS_INLINE void fetch() {
-        __builtin_prefetch(first, 0, 4 - kCache);
-        __builtin_prefetch(second, 0, 4 - kCache);
+    // Fetch nothing more, but what is at `p`, which is there already.
+    MOELENS_INLINE void rest_at(const float* p) {
+        first = second = p;
+        first_advance = second_advance = 0;
+    }
+    MOELENS_INLINE void fetch(int64_t zero) {
+        __builtin_prefetch(first + zero, 0, 4 - kCache);
+        __builtin_prefetch(second + zero, 0, 4 - kCache);
         first += first_advance;
         second += second_advance;
     }
@@ -36,22 +69,26 @@ struct NearAndFar : Fetching<kCache> {
     static constexpr int kFewestRows = kFewest;
     const float* far;
 
-    MOELENS_INLINE void fetch() {
-        Fetching<kCache>::fetch();
-        __builtin_prefetch(far, 0, 2);
-        __builtin_prefetch(far + kCacheLineFloats, 0, 2);
-        far += kPanelColumns;
+    MOELENS_INLINE void rest_at(const float* p) {
+        Fetching<kCache>::rest_at(p);
+        far = p;
+    }
+    MOELENS_INLINE void fetch(int64_t zero) {
+        Fetching<kCache>::fetch(zero);
+        __builtin_prefetch(far + zero, 0, 2);
+        __builtin_prefetch(far + zero + kCacheLineFloats, 0, 2);
+        far += this->first_advance;
     }
 };
 
 // What one of several passes fetches, to the second-level cache: at each step, one or two lines.
 template <bool kTwo>
 struct LineStream {
-    static constexpr int kFewestRows = 1;
+    static constexpr int kFewestRows = 1, kPacedRows = 0;
     const float* line;
     int64_t advance;  // floats a step
 
-    MOELENS_INLINE void fetch() {
+    MOELENS_INLINE void fetch(int64_t) {
         __builtin_prefetch(line, 0, 2);
         if constexpr (kTwo) __builtin_prefetch(line + kCacheLineFloats, 0, 2);
         line += advance;
@@ -66,6 +103,7 @@ struct SharedLines {
     const float* first;
     int64_t count;
 
+    MOELENS_INLINE void rest_at(const float*) { count = 0; }
     // Of the parts [begin, end) of `all`.
     MOELENS_INLINE SharedLines share(int64_t begin, int64_t end, int64_t all) const {
         const int64_t skipped = count * begin / all;
@@ -79,8 +117,8 @@ struct SharedLines {
 };
 
 struct NoFetching {
-    static constexpr int kFewestRows = kMaxRows + 1;
-    MOELENS_INLINE void fetch() {}
+    static constexpr int kFewestRows = kMaxRows + 1, kPacedRows = 0;
+    MOELENS_INLINE void fetch(int64_t) {}
     MOELENS_INLINE NoFetching share(int64_t, int64_t, int64_t) const { return {}; }
     template <bool>
     MOELENS_INLINE NoFetching over_steps(int64_t) const {

@@ -161,10 +161,20 @@ constexpr int64_t kPassSteps = 128;
 constexpr int64_t kRowBytes = (kSmallCache ? 192 : 384) * 1024;
 constexpr int64_t kFewestTiles = kSmallCache ? 4 : 8;
 
+// Whether a single tile's B had better be left to the processor's own prefetching, where what would be fetched is
+// paced: one or two rows of a long stretch of memory, or of one that goes on where this one ends.
+MOELENS_INLINE bool leaves_fetching(int rows, const float* b, const float* end, const float* next) {
+    constexpr int kFewRows = 2;
+    constexpr int64_t kLongFloats = 1024 * kPanelColumns;
+    return Pace::kRows > 0 && rows <= kFewRows && (end - b >= kLongFloats || next == end);
+}
+
 // Calls multiply(first, end, what to fetch meanwhile) for the steps of a panel of B in parts, while what comes after
-// it is fetched, for a tile of one pass.
+// it is fetched, for a tile of so many rows and one pass.
 template <class F, class Multiply>
-MOELENS_INLINE void fetch_far_ahead(const float* b, int64_t steps, const float* next, const Multiply& multiply) {
+MOELENS_INLINE void fetch_far_ahead(const float* b, int rows, int64_t steps, const float* next,
+                                    const Multiply& multiply) {
+    const bool rests = leaves_fetching(rows, b, b + steps * kPanelColumns, next);
     const int64_t far = smaller(kFarSteps, steps), near = smaller(kNearSteps, steps);
     int64_t s = 0;
     const auto ahead = [&](int64_t distance) MOELENS_INLINED {
@@ -181,8 +191,9 @@ MOELENS_INLINE void fetch_far_ahead(const float* b, int64_t steps, const float* 
                 multiply(s, steps - left, in_order<F, cache.kLevel>(ahead(far), rest - left));
             } else {
                 constexpr int kFewest = Fetching<2>::kFewestRows;
-                const auto coming = in_order<F>(ahead(near), rest - left);
-                multiply(s, steps - left, NearAndFar<2, kFewest>{coming, ahead(far)});
+                NearAndFar<2, kFewest> coming{in_order<F>(ahead(near), rest - left), ahead(far)};
+                if (rests) coming.rest_at(b);
+                multiply(s, steps - left, coming);
             }
             s = steps - left;
         }
@@ -216,7 +227,7 @@ MOELENS_INLINE void multiply_single_tile(const float* a, int rows, const float* 
     if constexpr (kTakesPasses<F>) {
         fetch_next_part<F>(b, steps, next, multiply);
     } else {
-        fetch_far_ahead<F>(b, steps, next, multiply);
+        fetch_far_ahead<F>(b, rows, steps, next, multiply);
     }
 }
 

@@ -155,11 +155,13 @@ MOELENS_INLINE void multiply_quad_panel(const Panels& a, const QuantizedRows& qu
         const int64_t row = a.begin(tile);
         const int count = static_cast<int>(a.begin(tile + 1) - row);
         const float* rows = a.data + row * row_floats;
+        const bool rests = leaves_fetching(count, b, b + (steps + 1) * kPanelColumns, next);
         for (int64_t group = 0; group < quantized.groups; ++group) {
             const int64_t s = group * kGroupSteps, some = smaller(kGroupSteps, steps - s);
             const float* part = rows + s * count;
-            const auto share = share_of_panel<Quads>(next + s * kPanelColumns, some, tile - a.first_tile, tiles,
-                                                     part + count * row_floats, count);
+            auto share = share_of_panel<Quads>(next + s * kPanelColumns, some, tile - a.first_tile, tiles,
+                                               part + count * row_floats, count);
+            if (rests) share.rest_at(b);
             multiply_tile<Quads>({part, b + s * kPanelColumns, some, count, sums, kPanelColumns, false}, share);
             add_group(sums, count, quantized, group, [&](int r) { return row_at(row + r); }, totals);
         }

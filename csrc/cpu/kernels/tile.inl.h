@@ -51,12 +51,13 @@ MOELENS_INLINE void multiply_part(const T& t, int row, int column, Ahead ahead, 
     const float* a = t.a + row * Order::kNextRow;
     const float* b = t.b + column;
     const int64_t second = Order::second(t), next_step = Order::next_step(t);
+    [[maybe_unused]] Pace pace;
     const auto add_steps = [&](int64_t steps) MOELENS_INLINED {
 #ifdef MOELENS_UNROLL_STEPS
 #pragma GCC unroll 2
 #endif
         for (int64_t s = 0; s < steps; ++s) {
-            if constexpr (R >= Ahead::kFewestRows) ahead.fetch();
+            if constexpr (R >= Ahead::kFewestRows) ahead.fetch(R <= Ahead::kPacedRows ? pace.next() : 0);
             F::template step<R, V>(sums, a, Order::kNextRow, second, b);
             a += next_step;
             b += kPanelColumns;

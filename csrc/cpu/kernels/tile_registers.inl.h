@@ -86,7 +86,7 @@ __attribute__((noinline)) void multiply_by_tiles(const T& t, Ahead given, const 
         for (int64_t block = 0; block < blocks; ++block) {
             add_block<F, kTwo>(a, row_bytes, b);
 #pragma GCC unroll 16
-            for (int s = 0; s < kBlockSteps; ++s) ahead.fetch();
+            for (int s = 0; s < kBlockSteps; ++s) ahead.fetch(0);
             a += next_block;
             b += kBlockSteps * kPanelColumns;
             for (owed += parts; owed >= blocks && part < parts; owed -= blocks) beside(part++);
