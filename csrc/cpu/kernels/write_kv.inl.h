@@ -10,12 +10,19 @@ struct TokenRun {
     int64_t first;  // the number of the first one's key in the tile
 };
 
-// A few tokens' keys become columns of the tile.
+// Asks for the lines that one token's key will be written to; else each store would wait for memory in turn.
+MOELENS_INLINE void fetch_column(const float* column, int64_t steps) {
+    for (int64_t s = 0; s < steps; ++s) __builtin_prefetch(column + s * kTileKeys, 1);
+}
+
+// A few tokens' keys become columns of the tile. Meanwhile the lines of the column `next` are asked for, one with each
+// step that is written: of all at once, some would be dropped.
 template <class T>
-void write_keys(const TokenRun<T>& run, float* tile) {
+void write_keys(const TokenRun<T>& run, float* tile, const float* next) {
     using U = typename ColumnUnits<T>::type;
     constexpr int kFewest = 4;  // with which turning whole vectors is worth it
     if (run.count >= kFewest) {
+        fetch_column(next, run.head_dim / U::kElements);
         const T* rows[kTileKeys];
         for (int i = 0; i < run.count; ++i) rows[i] = run.k + i * run.source_stride;
         write_panel<U>(rows, run.count, run.head_dim, tile + run.first, kTileKeys, run.head_dim / U::kElements);
@@ -24,7 +31,9 @@ void write_keys(const TokenRun<T>& run, float* tile) {
     for (int i = 0; i < run.count; ++i) {
         const T* key = run.k + i * run.source_stride;
         for (int64_t d = 0; d < run.head_dim; d += U::kElements) {
-            memcpy(tile + d / U::kElements * kTileKeys + run.first + i, key + d, sizeof(float));
+            const int64_t step = d / U::kElements * kTileKeys;
+            memcpy(tile + step + run.first + i, key + d, sizeof(float));
+            if (i == 0) __builtin_prefetch(next + step, 1);
         }
     }
 }
@@ -65,17 +74,6 @@ void write_values(const TokenRun<T>& run, float* tile) {
     }
 }
 
-// Asks for the lines that one token's key and value will be written to; else each store would wait for memory in turn.
-inline void fetch_lines(const float* keys, int64_t key_steps, int64_t column, const float* values, int64_t chunks,
-                        int64_t chunk_steps, int64_t step) {
-    for (int64_t s = 0; s < key_steps; ++s) __builtin_prefetch(keys + s * kTileKeys + column, 1);
-    for (int64_t c = 0; c < chunks; ++c) {
-        const float* line = values + (c * chunk_steps + step) * kPanelColumns;
-        __builtin_prefetch(line, 1);
-        __builtin_prefetch(line + kPanelColumns / 2, 1);
-    }
-}
-
 // Where tokens go.
 template <class T>
 struct CacheTiles {
@@ -93,9 +91,18 @@ struct CacheTiles {
     float* values(int64_t tile) const {
         return static_cast<float*>(args.values) + tile * chunks * chunk_steps * kPanelColumns;
     }
-    void fetch(int64_t token, int64_t head) const {
-        const int64_t at = tile(token, head), key = args.slots[token] % kTileKeys;
-        fetch_lines(keys(at), key_steps, key, values(at), chunks, chunk_steps, key / F::kDepth);
+    // What a token's key is written to, all its steps kTileKeys floats apart.
+    const float* key_column(int64_t token, int64_t head) const {
+        return keys(tile(token, head)) + args.slots[token] % kTileKeys;
+    }
+    // Asks for the lines that a token's value will be written to.
+    MOELENS_INLINE void fetch_value(int64_t token, int64_t head) const {
+        const int64_t step = args.slots[token] % kTileKeys / F::kDepth;
+        for (int64_t c = 0; c < chunks; ++c) {
+            const float* line = values(tile(token, head)) + (c * chunk_steps + step) * kPanelColumns;
+            __builtin_prefetch(line, 1);
+            __builtin_prefetch(line + kPanelColumns / 2, 1);
+        }
     }
 
     // Tokens [token, result) go to neighbouring slots of one tile.
@@ -105,12 +112,14 @@ struct CacheTiles {
         return next;
     }
 
-    void write(int64_t token, int64_t end, int64_t head) const {
+    // Tokens [token, end) of a head, and what `next_token` of `next_head`, written after them, takes is fetched.
+    void write(int64_t token, int64_t end, int64_t head, int64_t next_token, int64_t next_head) const {
         const int64_t source = (token * args.kv_heads + head) * args.head_dim;
         const TokenRun<T> run{static_cast<const T*>(args.k) + source, static_cast<const T*>(args.v) + source,
                               args.kv_heads * args.head_dim,          args.head_dim,
                               static_cast<int>(end - token),          args.slots[token] % kTileKeys};
-        write_keys(run, keys(tile(token, head)));
+        fetch_value(next_token, next_head);
+        write_keys(run, keys(tile(token, head)), key_column(next_token, next_head));
         write_values(run, values(tile(token, head)));
     }
 };
@@ -118,20 +127,16 @@ struct CacheTiles {
 template <class T>
 void write_kv_typed(const Context& context, const WriteKvArgs& args) {
     constexpr int64_t kTokensPerTask = 32;
+    if (args.kv_heads == 0) return;
     const CacheTiles<T> cache{args};
     run_tasks(context, divide_rounding_up(args.tokens, kTokensPerTask), [&](int64_t task, int) {
         const int64_t begin = task * kTokensPerTask, end = smaller(args.tokens, begin + kTokensPerTask);
+        fetch_column(cache.key_column(begin, 0), cache.key_steps);
+        cache.fetch_value(begin, 0);
         for (int64_t token = begin; token < end;) {
             const int64_t next = cache.run_end(token, end);
-            for (int64_t head = 0; head < args.kv_heads; ++head) {
-                if (head == 0 && token == begin) cache.fetch(token, head);
-                if (head + 1 < args.kv_heads) {
-                    cache.fetch(token, head + 1);
-                } else if (next < end) {
-                    cache.fetch(next, 0);
-                }
-                cache.write(token, next, head);
-            }
+            for (int64_t head = 0; head + 1 < args.kv_heads; ++head) cache.write(token, next, head, token, head + 1);
+            cache.write(token, next, args.kv_heads - 1, smaller(next, end - 1), 0);
             token = next;
         }
     });
