@@ -67,12 +67,14 @@ void Team::drop_workers_of_parent() {
     new (&wake_) std::condition_variable;
     sleepers_.store(0);
     error_ = nullptr;
+    leader_ = 0;
+    for (std::atomic<bool>* state : {&is_wanted_, &is_led_, &is_joined_}) state->store(false);
     forks_ = forks_so_far();
 }
 
 void Team::run(int64_t count, Task task, void* context) {
     if (count <= 1 || workers_.empty()) {
-        for (int64_t i = 0; i < count; ++i) task(context, i, 0);
+        for (int64_t i = 0; i < count; ++i) task(context, i, leader_);
         return;
     }
     task_ = task;
@@ -81,16 +83,53 @@ void Team::run(int64_t count, Task task, void* context) {
     done_.store(0, std::memory_order_relaxed);
     const uint64_t job = (cursor_.load(std::memory_order_relaxed) >> 32) + 1;
     cursor_.store(job << 32 | static_cast<uint64_t>(count));
-    if (sleepers_.load() > 0) {
-        std::lock_guard<std::mutex> guard(sleep_);  // a worker that is about to sleep looks at cursor_ under this lock
-        wake_.notify_all();
-    }
-    participate(0);
+    wake_workers();
+    participate(leader_);
     for (int64_t looks = 0; done_.load(std::memory_order_acquire) != count; ++looks) {
         pause_briefly();
         if (looks > 10000) std::this_thread::yield();  // a worker has lost its processor to someone else
     }
     if (error_) std::rethrow_exception(std::exchange(error_, nullptr));
+}
+
+void Team::wake_workers() {
+    if (sleepers_.load() == 0) return;
+    std::lock_guard<std::mutex> guard(sleep_);  // a worker that is about to sleep looks for work under this lock
+    wake_.notify_all();
+}
+
+void Team::start(Lead lead, void* context) {
+    if (forks_ != forks_so_far()) drop_workers_of_parent();
+    if (workers_.empty()) return;
+    while (is_wanted_.load()) pause_briefly();  // the worker is about to be done with the one before
+    lead_ = lead;
+    lead_context_ = context;
+    is_wanted_.store(true);
+    wake_workers();
+}
+
+void Team::join() {
+    if (forks_ != forks_so_far()) drop_workers_of_parent();
+    for (int64_t looks = 0; is_wanted_.load(); ++looks) {
+        is_joined_.store(true);
+        while (is_led_.load()) {
+            participate(0);
+            pause_briefly();
+        }
+        is_joined_.store(false);
+        if (looks > 1000) std::this_thread::yield();  // somebody else holds the lock
+    }
+}
+
+void Team::lead() {
+    std::lock_guard<std::mutex> guard(calls_);
+    leader_ = kLeader;
+    is_led_.store(true);
+    lead_(lead_context_);
+    is_led_.store(false);
+    while (is_joined_.load()) pause_briefly();
+    leader_ = 0;
+    is_wanted_.store(false);
 }
 
 void Team::participate(int thread) {
@@ -116,12 +155,17 @@ void Team::participate(int thread) {
 }
 
 void Team::work(int thread) {
-    while (await_tasks()) participate(thread);
+    while (await_tasks(thread)) {
+        thread == kLeader&& is_wanted_.load() ? lead() : participate(thread);
+    }
 }
 
 // Returns false when the team is being destroyed.
-bool Team::await_tasks() {
-    const auto ready = [this] { return unclaimed(cursor_.load()) > 0 || stop_.load(std::memory_order_relaxed); };
+bool Team::await_tasks(int thread) {
+    const auto ready = [this, thread] {
+        return unclaimed(cursor_.load()) > 0 || (thread == kLeader && is_wanted_.load()) ||
+               stop_.load(std::memory_order_relaxed);
+    };
     const auto deadline = std::chrono::steady_clock::now() + kSpin;
     while (!ready()) {
         for (int i = 0; i < kPausesPerLook && !ready(); ++i) pause_briefly();

@@ -32,10 +32,19 @@ class Team {
     // done. The first exception of a task is thrown here, and tasks that had not started are then dropped.
     void run(int64_t count, Task task, void* context);
 
+    // Has a worker take the lock and call lead(context), which may call run(), while the caller does something else.
+    // The `lead` before has returned. Where there are no workers, nothing is done.
+    using Lead = void (*)(void* context);
+    void start(Lead lead, void* context);
+    // Takes part as number 0, the place that is free while a worker leads, until `lead` has returned.
+    void join();
+
   private:
+    void lead();
     void work(int thread);
     void participate(int thread);
-    bool await_tasks();
+    void wake_workers();
+    bool await_tasks(int thread);
     void drop_workers_of_parent();
 
     const int threads_;
@@ -48,6 +57,13 @@ class Team {
     void* context_ = nullptr;
     int64_t count_ = 0;
     std::exception_ptr error_;
+    int leader_ = 0;  // the thread that calls run()
+
+    // What a worker leads. It keeps the lock until whoever joined has left: the next caller of run() is number 0, too.
+    static constexpr int kLeader = 1;
+    Lead lead_ = nullptr;
+    void* lead_context_ = nullptr;
+    std::atomic<bool> is_wanted_{false}, is_led_{false}, is_joined_{false};
 
     alignas(64) std::atomic<uint64_t> cursor_{0};  // job number << 32 | tasks not yet claimed
     alignas(64) std::atomic<int64_t> done_{0};

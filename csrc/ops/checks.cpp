@@ -121,10 +121,15 @@ TensorView Arguments::optional(const char* name, py::handle object, Shape shape,
     return object.is_none() ? TensorView() : tensor(name, object, shape, dtypes);
 }
 
-TensorView Arguments::storage(const char* name, py::handle object, Shape shape, DTypes dtypes) {
+TensorView Arguments::weight(const char* name, py::handle object, Shape shape, DTypes dtypes) {
     const int64_t activation_bytes = activation_bytes_;
     const TensorView tensor = this->tensor(name, object, shape, dtypes);
     activation_bytes_ = activation_bytes;
+    return tensor;
+}
+
+TensorView Arguments::storage(const char* name, py::handle object, Shape shape, DTypes dtypes) {
+    const TensorView tensor = weight(name, object, shape, dtypes);
     const auto offset = reinterpret_cast<uintptr_t>(tensor.data) % 64;
     if (offset != 0) {
         reject(std::string(name) + " must start at a multiple of 64 bytes, found it " + std::to_string(offset) +

@@ -30,7 +30,7 @@ class Arguments {
     const char* op() const { return op_; }
     // The tensors that were looked at.
     std::vector<pybind11::object> tensors() const;
-    // Bytes of those that are not packed storage.
+    // Bytes of those that are activations.
     int64_t activation_bytes() const { return activation_bytes_; }
 
     void set(const char* letter, int64_t value);
@@ -43,7 +43,9 @@ class Arguments {
     TensorView like(const char* name, pybind11::handle object, const TensorView& other);
     // A contiguous tensor, or None: then data is null.
     TensorView optional(const char* name, pybind11::handle object, Shape shape, DTypes dtypes);
-    // Packed storage: contiguous, and starting at a multiple of 64 bytes.
+    // A contiguous tensor that is no activation.
+    TensorView weight(const char* name, pybind11::handle object, Shape shape, DTypes dtypes);
+    // Packed weights: contiguous, and starting at a multiple of 64 bytes.
     TensorView storage(const char* name, pybind11::handle object, Shape shape, DTypes dtypes);
     // A matrix whose rows or whose columns are contiguous.
     TensorView matrix(const char* name, pybind11::handle object, Shape shape, DTypes dtypes);

@@ -13,11 +13,11 @@ from moelens.pipeline.task import Resource, Stage, Task
 
 # Tasks that look at what kernels have made, and not only by other kernels.
 LOOK_AT_RESULTS = frozenset({Stage.SAMPLE})
-MOST_WAITING_BYTES = 32 << 20  # about a step of 64 rows; kernels of more rows take so long that Python's time is little
+MOST_DEFERRED_BYTES = 64 << 20  # about a step of 128 rows; kernels of more take so long that Python's time is little
 
 
 class Calls(Protocol):
-    """The calls of kernels; while they are deferred, those of this thread wait for `finish` or one that is not.
+    """The calls of kernels; while they are deferred, those of this thread run beside it, one after another.
 
     `moelens.ops.native.NativeOps.calls` are some.
     """
@@ -29,11 +29,11 @@ class Calls(Protocol):
         """Calls that were deferred since `finish`."""
 
     @property
-    def waiting_bytes(self) -> int:
-        """Bytes of activations that those that wait use, counted by each."""
+    def deferred_bytes(self) -> int:
+        """Bytes of activations that they use, counted by each."""
 
     def finish(self) -> Sequence[tuple[float, float]]:
-        """Run those that wait; returns when each of `deferred` began and ended, in seconds of time.perf_counter.
+        """Wait for them; returns when each of `deferred` began and ended, in seconds of time.perf_counter.
 
         Raises what one of them raises; those after it are dropped, and another `finish` returns the times of those
         before.
@@ -68,12 +68,12 @@ class InlineLane:
 
 
 class Deferred:
-    """The completion of a task whose calls of kernels wait with those of others."""
+    """The completion of a task whose calls of kernels were deferred with those of others."""
 
     __slots__ = ("_lane", "end_seconds", "first_call", "last_call", "moved_bytes", "start_seconds", "task")
 
     def __init__(self, lane: DeferringLane, task: Task, first_call: int, last_call: int, moved_bytes: int) -> None:
-        """Its calls are [first_call, last_call) of those that wait."""
+        """Its calls are [first_call, last_call) of those that were deferred."""
         self.start_seconds = self.end_seconds = time.perf_counter()
         self.moved_bytes = moved_bytes
         self.task = task
@@ -93,14 +93,14 @@ class Deferred:
         return not self._lane.is_waiting(self)
 
     def wait(self) -> None:
-        """Run what waits; raises TaskError where a kernel fails."""
+        """Wait for all of them; raises TaskError where a kernel fails."""
         self._lane.finish()
 
 
 class DeferringLane:
-    """Runs a step's kernels one after another, when something looks at what they make, or when they use much memory.
+    """Has a step's kernels run while Python goes on, until something looks at what they make, or they use much memory.
 
-    What Python does for a task takes several times as long between kernels, which have filled the caches with weights.
+    What Python does for a task takes several times as long as it might, for kernels fill the caches with weights.
     """
 
     def __init__(self, calls: Calls) -> None:
@@ -108,7 +108,7 @@ class DeferringLane:
         self._waiting: list[Deferred] = []
 
     def submit(self, task: Task, act: Act, after: Sequence[Done]) -> Done:
-        """Run `act` now, its kernels later; the lane's own tasks keep their order, so none of `after` is waited for."""
+        """Run `act` now and defer its kernels. All keep their order, so none of `after` is waited for."""
         if task.stage in LOOK_AT_RESULTS:
             self.finish()
             start = time.perf_counter()
@@ -123,7 +123,7 @@ class DeferringLane:
             calls.deferring = False
         done = Deferred(self, task, first, calls.deferred, moved_bytes)
         self._waiting.append(done)
-        if calls.waiting_bytes > MOST_WAITING_BYTES:
+        if calls.deferred_bytes > MOST_DEFERRED_BYTES:
             self.finish()
         return done
 
@@ -132,7 +132,7 @@ class DeferringLane:
         return done in self._waiting
 
     def finish(self) -> None:
-        """Run what waits; raises TaskError, which names the task, where a kernel fails."""
+        """Wait for all kernels; raises TaskError, which names the task, where a kernel fails."""
         if not self._waiting:
             return
         waiting, self._waiting = self._waiting, []
@@ -149,7 +149,7 @@ class DeferringLane:
 class CpuMachine:
     """All resources are the host's cores, and all kernels use all of them: tasks run one after another.
 
-    Files are read by a thread beside them. With `calls`, a step's kernels run in one go, where none are read.
+    Files are read by a thread beside them. With `calls`, a step's kernels are deferred, where none are read.
     """
 
     def __init__(self, calls: Calls | None = None) -> None:

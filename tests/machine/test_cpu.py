@@ -9,7 +9,7 @@ import pytest
 
 from moelens.cost.workload import StepShape
 from moelens.errors import TaskError
-from moelens.machine.cpu import MOST_WAITING_BYTES, CpuMachine
+from moelens.machine.cpu import MOST_DEFERRED_BYTES, CpuMachine
 from moelens.pipeline.executor import Executor
 from moelens.pipeline.step import step_tasks
 from moelens.pipeline.task import LayerLoad, Stage, Task
@@ -43,7 +43,7 @@ class FakeCalls:
         return self._waiting + len(self._times)
 
     @property
-    def waiting_bytes(self) -> int:
+    def deferred_bytes(self) -> int:
         return self._waiting * self._bytes
 
     def call(self) -> None:
@@ -86,16 +86,16 @@ def test_each_task_has_the_times_of_its_own_kernels() -> None:
 
 
 def test_kernels_run_before_they_use_much_memory() -> None:
-    calls, waited = FakeCalls(nbytes=MOST_WAITING_BYTES // 5), set[int]()
+    calls, waited = FakeCalls(nbytes=MOST_DEFERRED_BYTES // 5), set[int]()
 
     def act(task: Task) -> int:
-        waited.add(calls.waiting_bytes)
+        waited.add(calls.deferred_bytes)
         for _ in range(KERNELS.get(task.stage, 0)):
             calls.call()
         return 0
 
     timeline = Executor(CpuMachine(calls)).run(TASKS, act, [2])
-    assert 0 < max(waited) <= MOST_WAITING_BYTES
+    assert 0 < max(waited) <= MOST_DEFERRED_BYTES
     seconds = [span.seconds for span in timeline.spans if span.task.stage in KERNELS]
     assert seconds == pytest.approx([KERNELS[task.stage] for task in TASKS if task.stage in KERNELS])
 

@@ -1,5 +1,6 @@
 // Stresses the worker team, built with ThreadSanitizer by `make sanitize-threads`: every task once, in ascending order
-// of starting, through calls from several threads, exceptions, sleeping workers and teams that come and go.
+// of starting, through calls from several threads and by workers that lead, exceptions, sleeping workers and teams that
+// come and go.
 #include <atomic>
 #include <chrono>
 #include <cstdio>
@@ -36,14 +37,13 @@ void task(void* context, int64_t index, int thread) {
     call.sums[thread] += index;
 }
 
-void run_once(moelens::Team& team, std::mt19937& random) {
+void run_once(moelens::Team& team, std::mt19937& random) {  // under the team's lock
     Call call;
     const int64_t count = std::uniform_int_distribution<int64_t>(0, 200)(random);
     call.results.assign(count, -1);
     call.sums.assign(team.threads(), 0);
     const bool throws = count > 0 && random() % 4 == 0;
     if (throws) call.thrown_at = static_cast<int64_t>(random() % count);
-    const auto lock = team.lock();
     bool caught = false;
     try {
         team.run(count, task, &call);
@@ -60,14 +60,38 @@ void run_once(moelens::Team& team, std::mt19937& random) {
     }
 }
 
+// What a worker leads while the first caller does something else.
+struct Led {
+    moelens::Team& team;
+    std::mt19937 random;
+    int calls;
+};
+
+void lead(void* context) {
+    Led& led = *static_cast<Led*>(context);
+    for (; led.calls > 0; --led.calls) run_once(led.team, led.random);
+}
+
+void run_led(moelens::Team& team, std::mt19937& random) {
+    Led led{team, std::mt19937(random()), 10};
+    team.start(lead, &led);
+    std::this_thread::sleep_for(std::chrono::microseconds(random() % 400));
+    team.join();
+    if (led.calls != (team.threads() == 1 ? 10 : 0)) fail("what a worker leads was not waited for");
+}
+
 void stress(int threads, int callers, int calls, unsigned seed) {
     moelens::Team team(threads);
     std::vector<std::thread> running;
     for (int caller = 0; caller < callers; ++caller) {
-        running.emplace_back([&team, calls, seed = seed + static_cast<unsigned>(caller)] {
+        running.emplace_back([&team, calls, caller, seed = seed + static_cast<unsigned>(caller)] {
             std::mt19937 random(seed);
             for (int call = 0; call < calls; ++call) {
-                run_once(team, random);
+                if (caller == 0 && call % 10 == 0) run_led(team, random);
+                {
+                    const auto lock = team.lock();
+                    run_once(team, random);
+                }
                 if (random() % 16 == 0) {  // longer than workers spin
                     std::this_thread::sleep_for(std::chrono::microseconds(random() % 400));
                 }

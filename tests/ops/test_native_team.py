@@ -65,6 +65,28 @@ void check_error(Team& team, int64_t count, int64_t fails) {
     check_all_run_once(team, count);  // the team is as good as before
 }
 
+struct Led {
+    Team& team;
+    int64_t count;
+    bool is_done = false;
+};
+
+void lead(void* context) {
+    Led& led = *static_cast<Led*>(context);
+    Job job{std::vector<int>(led.count), std::vector<int64_t>(led.team.threads())};
+    led.team.run(led.count, work, &job);
+    for (int runs : job.runs) CHECK(runs == 1);
+    led.is_done = true;
+}
+
+void check_led(Team& team, int64_t count) {
+    Led led{team, count};
+    team.start(lead, &led);
+    team.join();
+    CHECK(led.is_done == (team.threads() > 1));
+    check_all_run_once(team, count);  // the caller is number 0 again
+}
+
 int main(int argc, char**) {
     for (int threads : {1, 2, 5}) {
         Team team(threads);
@@ -73,6 +95,10 @@ int main(int argc, char**) {
             if (round % 50 == 0) usleep(3000);  // the workers fall asleep
         }
         for (int round = 0; round < 50; ++round) check_error(team, 64, round);
+        for (int round = 0; round < 200; ++round) {
+            check_led(team, round % 40);
+            if (round % 50 == 0) usleep(3000);
+        }
     }
     Team shared(3);
     std::vector<std::thread> callers;
@@ -84,6 +110,8 @@ int main(int argc, char**) {
     const pid_t child = fork();
     if (child == 0) {
         for (int round = 0; round < 20; ++round) check_all_run_once(shared, 100);
+        shared.start(lead, nullptr);  // nobody is there who would
+        shared.join();
         shared.~Team();
         _exit(7);
     }

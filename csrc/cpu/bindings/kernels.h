@@ -16,12 +16,12 @@ namespace moelens {
 class Kernels {
   public:
     Kernels(const std::string& isa, int threads)
-        : table_(find_variant(isa)), team_(checked(threads)), scratch_(threads) {}
+        : table_(find_variant(isa)), scratch_(checked(threads)), team_(threads) {}
 
     const KernelTable& table() const { return table_; }
     int threads() const { return team_.threads(); }
 
-    // Runs kernel(context, args) without the GIL, one call at a time; or later, while calls are deferred.
+    // Runs kernel(context, args) without the GIL, one call at a time; while calls are deferred, beside the caller.
     template <class Args>
     void call(const Arguments& arguments, void (*kernel)(const Context&, const Args&), const Args& args) {
         run(arguments, [kernel, args](const Context& context) { kernel(context, args); });
@@ -31,7 +31,7 @@ class Kernels {
     template <class Run>
     void run(const Arguments& arguments, const Run& kernels) {
         if (calls_.are_deferred()) {
-            calls_.add(arguments, kernels);
+            if (calls_.add(arguments, kernels)) team_.start(&Kernels::run_calls, this);
             return;
         }
         if (calls_.are_of_this_thread()) run_waiting();
@@ -40,14 +40,17 @@ class Kernels {
         kernels(Context{team_, scratch_});
     }
 
-    // Runs the calls that wait, in their order. Those after one that throws are dropped.
+    // Returns when the calls that were deferred have run. Those after one that throws are dropped.
     void run_waiting() {
-        const std::vector<Call> waiting = calls_.take();
-        if (waiting.empty()) return;
-        pybind11::gil_scoped_release release;
-        const auto lock = team_.lock();
-        const Context context{team_, scratch_};
-        for (const Call& call : waiting) calls_.run(call, context);
+        if (calls_.is_empty()) return;
+        calls_.close();
+        {
+            pybind11::gil_scoped_release release;
+            team_.join();
+            const auto lock = team_.lock();
+            calls_.run_all({team_, scratch_});  // where there are no workers
+        }
+        calls_.clear();
     }
 
     const Calls& calls() const { return calls_; }
@@ -57,16 +60,21 @@ class Kernels {
     Buffer& between(int index) { return between_[index]; }
 
   private:
+    // By a worker.
+    static void run_calls(void* self) {
+        Kernels& kernels = *static_cast<Kernels*>(self);
+        kernels.calls_.run_all({kernels.team_, kernels.scratch_});
+    }
     static int checked(int threads) {
         if (threads < 1) throw std::invalid_argument("threads must be at least 1, found " + std::to_string(threads));
         return threads;
     }
 
     const KernelTable& table_;
-    Team team_;
+    Calls calls_;
     Scratch scratch_;
     Buffer between_[2];
-    Calls calls_;
+    Team team_;  // goes first: its workers use the others
 };
 
 using KernelsClass = pybind11::class_<Kernels>;

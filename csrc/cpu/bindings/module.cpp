@@ -27,20 +27,20 @@ PYBIND11_MODULE(_cpu, module) {
         .def_property(
             "deferring", [](const Kernels& self) { return self.calls().are_deferred(); },
             [](Kernels& self, bool wanted) { self.calls().defer(wanted); },
-            "Whether calls of the thread that has set it wait until `finish` or one that doesn't wait.")
+            "Whether calls of the thread that has set it run beside it, until `finish` or one that isn't deferred.")
         .def_property_readonly(
             "deferred", [](const Kernels& self) { return self.calls().count(); },
             "Calls that were deferred since `finish`.")
         .def_property_readonly(
-            "waiting_bytes", [](const Kernels& self) { return self.calls().waiting_bytes(); },
-            "Bytes of activations that those that wait use, counted by each.")
+            "deferred_bytes", [](const Kernels& self) { return self.calls().bytes(); },
+            "Bytes of activations that they use, counted by each.")
         .def(
             "finish",
             [](Kernels& self) {
                 self.run_waiting();
                 return self.calls().take_times();
             },
-            "Run the calls that wait; returns start and end, in seconds, of each since the last `finish`.");
+            "Wait for them; returns start and end, in seconds, of each since the last `finish`.");
     bind_rows(kernels);
     bind_products(kernels);
     bind_layer(kernels);

@@ -24,7 +24,7 @@ void layer_norm(Kernels& self, py::handle x, py::handle weight, double eps, py::
 
 void embed(Kernels& self, py::handle table, py::handle token_ids, py::handle out) {
     Arguments arguments("embed");
-    const TensorView rows = arguments.tensor("table", table, {"V", "H"}, kFloating);
+    const TensorView rows = arguments.weight("table", table, {"V", "H"}, kFloating);
     const TensorView ids = arguments.tensor("token_ids", token_ids, {"T"}, {DType::kInt32});
     const TensorView result = arguments.tensor("out", out, {"T", "H"}, {rows.dtype, DType::kFloat32});
     arguments.check_indices("token_ids", ids, arguments["V"]);
