@@ -16,6 +16,7 @@ namespace {
 constexpr std::chrono::microseconds kSpin{
     100};  // an op of Python's takes 10 to 50 µs, so workers stay awake in a layer
 constexpr int kPausesPerLook = 32;
+constexpr int64_t kLooksBeforeYield = 10000;
 
 std::atomic<int> forks{0};
 
@@ -68,7 +69,8 @@ void Team::drop_workers_of_parent() {
     sleepers_.store(0);
     error_ = nullptr;
     leader_ = 0;
-    for (std::atomic<bool>* state : {&is_wanted_, &is_led_, &is_joined_}) state->store(false);
+    leading_.store(Leading::kNone);
+    is_joined_.store(false);
     forks_ = forks_so_far();
 }
 
@@ -87,7 +89,7 @@ void Team::run(int64_t count, Task task, void* context) {
     participate(leader_);
     for (int64_t looks = 0; done_.load(std::memory_order_acquire) != count; ++looks) {
         pause_briefly();
-        if (looks > 10000) std::this_thread::yield();  // a worker has lost its processor to someone else
+        if (looks > kLooksBeforeYield) std::this_thread::yield();  // a worker has lost its processor to someone else
     }
     if (error_) std::rethrow_exception(std::exchange(error_, nullptr));
 }
@@ -101,38 +103,41 @@ void Team::wake_workers() {
 void Team::start(Lead lead, void* context) {
     if (forks_ != forks_so_far()) drop_workers_of_parent();
     if (workers_.empty()) return;
-    while (is_wanted_.load()) pause_briefly();  // the worker is about to be done with the one before
+    while (leading_.load() != Leading::kNone) pause_briefly();  // the worker is about to be done with the one before
     lead_ = lead;
     lead_context_ = context;
-    is_wanted_.store(true);
+    leading_.store(Leading::kWanted);
     wake_workers();
 }
 
 void Team::join() {
     if (forks_ != forks_so_far()) drop_workers_of_parent();
-    for (int64_t looks = 0; is_wanted_.load(); ++looks) {
-        is_joined_.store(true);
-        while (is_led_.load()) {
-            participate(0);
-            pause_briefly();
-        }
-        is_joined_.store(false);
-        if (looks > 1000) std::this_thread::yield();  // somebody else holds the lock
+    Leading wanted = Leading::kWanted;
+    if (leading_.compare_exchange_strong(wanted, Leading::kNone)) return;
+    is_joined_.store(true);
+    for (int64_t looks = 0; leading_.load() == Leading::kBegun; ++looks) {
+        if (participate(0)) looks = 0;
+        pause_briefly();
+        if (looks > kLooksBeforeYield) std::this_thread::yield();
     }
+    is_joined_.store(false);
 }
 
+// By a worker.
 void Team::lead() {
     std::lock_guard<std::mutex> guard(calls_);
+    Leading wanted = Leading::kWanted;
+    if (!leading_.compare_exchange_strong(wanted, Leading::kBegun)) return;
     leader_ = kLeader;
-    is_led_.store(true);
     lead_(lead_context_);
-    is_led_.store(false);
+    leading_.store(Leading::kOver);
     while (is_joined_.load()) pause_briefly();
     leader_ = 0;
-    is_wanted_.store(false);
+    leading_.store(Leading::kNone);
 }
 
-void Team::participate(int thread) {
+// Returns whether there was something to do.
+bool Team::participate(int thread) {
     int64_t finished = 0;
     uint64_t cursor = cursor_.load(std::memory_order_acquire);
     while (unclaimed(cursor) > 0) {
@@ -152,18 +157,23 @@ void Team::participate(int thread) {
         cursor = cursor_.load(std::memory_order_acquire);
     }
     if (finished > 0) done_.fetch_add(finished, std::memory_order_acq_rel);
+    return finished > 0;
 }
 
 void Team::work(int thread) {
     while (await_tasks(thread)) {
-        thread == kLeader&& is_wanted_.load() ? lead() : participate(thread);
+        if (thread == kLeader && leading_.load() == Leading::kWanted) {
+            lead();
+        } else {
+            participate(thread);
+        }
     }
 }
 
 // Returns false when the team is being destroyed.
 bool Team::await_tasks(int thread) {
     const auto ready = [this, thread] {
-        return unclaimed(cursor_.load()) > 0 || (thread == kLeader && is_wanted_.load()) ||
+        return unclaimed(cursor_.load()) > 0 || (thread == kLeader && leading_.load() == Leading::kWanted) ||
                stop_.load(std::memory_order_relaxed);
     };
     const auto deadline = std::chrono::steady_clock::now() + kSpin;

@@ -32,17 +32,19 @@ class Team {
     // done. The first exception of a task is thrown here, and tasks that had not started are then dropped.
     void run(int64_t count, Task task, void* context);
 
-    // Has a worker take the lock and call lead(context), which may call run(), while the caller does something else.
-    // The `lead` before has returned. Where there are no workers, nothing is done.
+    // Has a worker, if there is one, take the lock and call lead(context), which may call run(), while the caller does
+    // something else. The `lead` before has returned.
     using Lead = void (*)(void* context);
     void start(Lead lead, void* context);
-    // Takes part as number 0, the place that is free while a worker leads, until `lead` has returned.
+    // Takes part, as number 0, in what is led until `lead` has returned. If no worker has come to it, none will.
     void join();
 
   private:
+    enum class Leading { kNone, kWanted, kBegun, kOver };
+
     void lead();
     void work(int thread);
-    void participate(int thread);
+    bool participate(int thread);
     void wake_workers();
     bool await_tasks(int thread);
     void drop_workers_of_parent();
@@ -63,7 +65,8 @@ class Team {
     static constexpr int kLeader = 1;
     Lead lead_ = nullptr;
     void* lead_context_ = nullptr;
-    std::atomic<bool> is_wanted_{false}, is_led_{false}, is_joined_{false};
+    std::atomic<Leading> leading_{Leading::kNone};
+    std::atomic<bool> is_joined_{false};
 
     alignas(64) std::atomic<uint64_t> cursor_{0};  // job number << 32 | tasks not yet claimed
     alignas(64) std::atomic<int64_t> done_{0};

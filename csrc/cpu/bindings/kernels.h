@@ -48,7 +48,7 @@ class Kernels {
             pybind11::gil_scoped_release release;
             team_.join();
             const auto lock = team_.lock();
-            calls_.run_all({team_, scratch_});  // where there are no workers
+            calls_.run_all({team_, scratch_});  // what no worker has run
         }
         calls_.clear();
     }
