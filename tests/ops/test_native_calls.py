@@ -139,6 +139,8 @@ def test_the_bytes_that_they_use_are_known_but_for_weights() -> None:
         assert ops.calls.deferred_bytes == 2 * 4000
         ops.linear(scaled.view(1, -1), Matrix(storage, 64, 1000))
         assert ops.calls.deferred_bytes == 3 * 4000 + 4 * 64
+        ops.embed(torch.ones(50, 8), torch.zeros(3, dtype=torch.int32))
+        assert ops.calls.deferred_bytes == 3 * 4000 + 4 * 64 + 4 * 3 + 4 * 3 * 8, "the embedding's table counts"
     ops.calls.finish()
     assert ops.calls.deferred_bytes == 0
 
